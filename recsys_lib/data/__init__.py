@@ -1,0 +1,20 @@
+"""Data: events as tensors, ways to split them, and where to get some."""
+
+from recsys_lib.data.download import DownloadError, cache_root
+from recsys_lib.data.interactions import Interactions, merge
+from recsys_lib.data.movielens import MovieLens, load_movielens
+from recsys_lib.data.splits import Split, cold_item_split, leave_last_out, random_split, temporal_split
+
+__all__ = [
+    "DownloadError",
+    "Interactions",
+    "MovieLens",
+    "Split",
+    "cache_root",
+    "cold_item_split",
+    "leave_last_out",
+    "load_movielens",
+    "merge",
+    "random_split",
+    "temporal_split",
+]
