@@ -1,0 +1,177 @@
+"""Losses for learning to rank, each small enough to read beside its formula.
+
+All take scores, that is logits, of any real value; none takes probabilities. All return the mean over the
+batch as a scalar. Half precision inputs are computed in float32, because a sum of exponentials overflows
+float16 at a logit of 11; the gradients come back in the inputs' own type.
+
+Shapes: B examples (a user and an item that the user chose), K negatives for each, N items in the catalog.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["bce_loss", "bpr_loss", "gbce_loss", "sampled_softmax_loss", "softmax_loss"]
+
+
+def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """Bayesian personalized ranking: the chosen item should outscore one that was not chosen.
+
+    The posterior of a ranking multiplies, over all triples (user u, chosen i, not chosen j), the probability
+    sigma(s_ui - s_uj) that i ranks above j. Its negative logarithm is the loss:
+
+        L = -mean log sigma(s_ui - s_uj)
+
+    The Gaussian prior of the same paper is the weight decay of the optimizer, not part of this function.
+
+    Args:
+        positive: (B,) scores of the chosen items.
+        negative: (B,) or (B, K) scores of items that were not chosen; K pairs are averaged.
+
+    Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, "BPR: Bayesian Personalized Ranking from
+    Implicit Feedback", section 4.1 (BPR-Opt).
+    """
+    positive, negative = _pair(positive, negative)
+    return -functional.logsigmoid(positive[:, None] - negative).mean()  # () over (B, K)
+
+
+def bce_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """Binary cross-entropy: chosen items are ones, sampled ones are zeros, each judged by itself.
+
+        L = -mean over B of [log sigma(s+) + sum_k log(1 - sigma(s-_k))] / (K + 1)
+
+    Args:
+        positive: (B,) scores of the chosen items.
+        negative: (B,) or (B, K) scores of items that were not chosen.
+
+    Source: He et al. 2017, "Neural Collaborative Filtering", eq. 7; Kang and McAuley 2018, "Self-Attentive
+    Sequential Recommendation", section III.E (which sums where this averages: twice the value at K = 1).
+    """
+    positive, negative = _pair(positive, negative)
+    log_likelihood = functional.logsigmoid(positive) + functional.logsigmoid(-negative).sum(dim=1)  # (B,)
+    return -log_likelihood.mean() / (negative.shape[1] + 1)
+
+
+def gbce_loss(positive: Tensor, negative: Tensor, n_items: int, t: float) -> Tensor:
+    """Generalized binary cross-entropy: undoes the overconfidence that sampling negatives causes.
+
+    With few negatives the positives are over-represented, and plain BCE learns probabilities far above the
+    true ones. Raising sigma(s+) to the power beta corrects that:
+
+        alpha = K / (n_items - 1)                       the share of the negatives that is sampled
+        beta  = alpha (t (1 - 1/alpha) + 1/alpha)       t = 0: beta = 1, plain BCE; t = 1: beta = alpha
+        L     = -mean over B of [beta log sigma(s+) + sum_k log(1 - sigma(s-_k))] / (K + 1)
+
+    Args:
+        positive: (B,) scores of the chosen items.
+        negative: (B,) or (B, K) scores of items drawn uniformly from the others.
+        n_items: size of the catalog N.
+        t: calibration in [0, 1].
+
+    Raises:
+        ValueError: t outside [0, 1], or more negatives than the catalog has other items.
+
+    Source: Petrov and Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained
+    with Negative Sampling", eqs. 6 and 9.
+    """
+    positive, negative = _pair(positive, negative)
+    n_sampled = negative.shape[1]
+    if not 0.0 <= t <= 1.0:
+        raise ValueError(f"t must lie in [0, 1], got {t}")
+    if n_sampled > n_items - 1:
+        raise ValueError(f"{n_sampled} negatives were given, but a catalog of {n_items} has fewer others")
+    alpha = n_sampled / (n_items - 1)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    log_likelihood = beta * functional.logsigmoid(positive) + functional.logsigmoid(-negative).sum(
+        dim=1
+    )  # (B,)
+    return -log_likelihood.mean() / (n_sampled + 1)
+
+
+def softmax_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """Full softmax, or multinomial cross-entropy: the chosen item against the whole catalog.
+
+        L = mean over B of [log sum_n exp(s_n) - s_target]
+
+    Args:
+        scores: (B, N) scores of every item.
+        targets: (B,) int64 index of the chosen item.
+
+    Source: Liang et al. 2018, "Variational Autoencoders for Collaborative Filtering", eq. 2, for one item.
+    """
+    if scores.ndim != 2 or targets.shape != scores.shape[:1]:
+        raise ValueError(
+            f"expected scores (B, N) and targets (B,), got {tuple(scores.shape)} and {tuple(targets.shape)}"
+        )
+    scores = _at_least_float32(scores)
+    chosen = scores.gather(1, targets[:, None]).squeeze(1)  # (B,)
+    return (scores.logsumexp(dim=1) - chosen).mean()
+
+
+def sampled_softmax_loss(
+    positive: Tensor,
+    negative: Tensor,
+    log_q_positive: Tensor | None = None,
+    log_q_negative: Tensor | None = None,
+) -> Tensor:
+    """Softmax over the chosen item and K sampled ones, corrected for how the samples were drawn.
+
+    An item that is drawn often is pushed down often, whatever its merit. Subtracting the logarithm of how
+    often it is expected among the K draws, log(K q), makes the sampled sum an unbiased estimate of the
+    full one:
+
+        s'  = s - log(K q)
+        L   = mean over B of [log(exp(s'+) + sum_k exp(s'-_k)) - s'+]
+
+    Two uses are right. Negatives drawn from a distribution q over the *other* items: give ``log_q_negative``
+    only. Positive and negatives drawn from the same q, as when a batch serves as its own negatives: give
+    both. Without either, the loss is right up to a constant for uniform q, and favors rare items otherwise.
+
+    Args:
+        positive: (B,) scores of the chosen items.
+        negative: (B,) or (B, K) scores of the sampled items; -inf leaves an entry out (an accidental hit).
+        log_q_positive: (B,) log-probability that one draw gives the chosen item.
+        log_q_negative: like ``negative``, log-probability that one draw gives the sampled item.
+
+    Raises:
+        ValueError: shapes that do not fit, or a correction of the positives alone.
+
+    Source: Bengio and Senecal 2008, "Adaptive Importance Sampling to Accelerate Training of a Neural
+    Probabilistic Language Model", section III; Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for
+    Large Corpus Item Recommendations", eq. 4, for the batch as its own negatives.
+    """
+    if log_q_positive is not None and log_q_negative is None:
+        raise ValueError("log_q_positive without log_q_negative would bias the loss: give both or the latter")
+    positive, negative = _pair(positive, negative)
+    log_k = math.log(negative.shape[1])
+    if log_q_negative is not None:
+        _same_shape("log_q_negative", log_q_negative.reshape(len(log_q_negative), -1), negative)
+        negative = negative - (log_q_negative.reshape(negative.shape) + log_k)  # (B, K)
+    if log_q_positive is not None:
+        _same_shape("log_q_positive", log_q_positive, positive)
+        positive = positive - (log_q_positive + log_k)  # (B,)
+    logits = torch.cat([positive[:, None], negative], dim=1)  # (B, 1 + K)
+    return (logits.logsumexp(dim=1) - positive).mean()
+
+
+def _pair(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Checks shapes and returns positives (B,) and negatives (B, K), in float32 or float64."""
+    if negative.ndim == 1:
+        negative = negative[:, None]  # (B, 1)
+    if positive.ndim != 1 or negative.ndim != 2 or len(positive) != len(negative) or not negative.shape[1]:
+        raise ValueError(
+            "expected positive scores (B,) and negative scores (B,) or (B, K) with K of 1 or more, got "
+            f"{tuple(positive.shape)} and {tuple(negative.shape)}"
+        )
+    return _at_least_float32(positive), _at_least_float32(negative)
+
+
+def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
