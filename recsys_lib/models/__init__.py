@@ -1,0 +1,22 @@
+"""The models, one family a file, all behind :class:`recsys_lib.models.base.Recommender`."""
+
+from recsys_lib.models.base import NotFittedError, Recommender
+from recsys_lib.models.bpr import BPR, MatrixFactorization
+from recsys_lib.models.content import TfidfContent
+from recsys_lib.models.ease import EASE
+from recsys_lib.models.knn import ItemKNN, UserKNN
+from recsys_lib.models.mf import BiasedMF
+from recsys_lib.models.popularity import Popularity
+
+__all__ = [
+    "BPR",
+    "EASE",
+    "BiasedMF",
+    "ItemKNN",
+    "MatrixFactorization",
+    "NotFittedError",
+    "Popularity",
+    "Recommender",
+    "TfidfContent",
+    "UserKNN",
+]

@@ -1,0 +1,219 @@
+"""Rating prediction: biases and factors, with the uncertainty of each kept while they are learned."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from recsys_lib.data import Interactions
+from recsys_lib.models.base import Recommender, check_pairs
+from recsys_lib.training import progress as progress_bar
+from recsys_lib.training import seed_generator
+
+__all__ = ["BiasedMF"]
+
+_SMALLEST_VARIANCE = 1e-4
+
+
+class BiasedMF(Recommender):
+    """Predicts a rating from a mean, two biases and the product of two vectors.
+
+        r_ui = mu + b_u + b_i + p_u . q_i + noise
+
+    Biases and vectors have normal priors, and are learned by alternating least squares that keep their
+    uncertainty: given the items' means and covariances, the best normal distribution of each user's
+    (p_u, b_u) is a ridge regression in closed form, and the other way round. Plain alternating least squares
+    treat the vector of an item with two ratings as if it were known, and overfit; here it counts as much
+    as it is known. The variances of priors and noise are learned as well, so there is no penalty to tune.
+
+    With ``item_features`` the prior mean of (q_i, b_i) is not one for all items but a linear function of the
+    item's features (a ridge regression, learned along): an item without ratings is then placed by its
+    genre and year. Without features, and for users, the prior mean is the average. So users and items
+    without ratings get the prior: the average bias and the average vector.
+
+    Duplicate ratings count as separate observations. Memory is (n_users + n_items) dim^2 numbers.
+
+    Args:
+        dim: length of the vectors.
+        iterations: alternations.
+        feature_l2: ridge penalty of the regression on features.
+        item_features: (n_items, n_features) numbers; saved with the learned state, not with the
+            hyper-parameters.
+        seed: of the vectors' random start.
+        device: ``"auto"``, or the name of a device.
+
+    Source: the model is Koren, Bell, Volinsky 2009, "Matrix Factorization Techniques for Recommender
+    Systems", eq. 4; the learning Lim and Teh 2007, "Variational Bayesian Approach to Movie Rating
+    Prediction"; features as the prior after Agarwal and Chen 2009, "Regression-based Latent Factor Models".
+    """
+
+    state_arguments: ClassVar[tuple[str, ...]] = ("item_features",)
+
+    mean: Tensor  # () float32
+    rating_range: Tensor  # (2,) float32, lowest and highest rating seen
+    item_features: Tensor | None  # (n_items, n_features) as given
+    user_bias: Tensor  # (n_users,)
+    item_bias: Tensor  # (n_items,)
+    user_factors: Tensor  # (n_users, dim)
+    item_factors: Tensor  # (n_items, dim)
+
+    def __init__(
+        self,
+        dim: int = 12,
+        iterations: int = 50,
+        feature_l2: float = 1.0,
+        item_features: Tensor | None = None,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        super().__init__()
+        if dim < 1 or iterations < 1:
+            raise ValueError(f"dim and iterations must be 1 or more, got {dim} and {iterations}")
+        if not feature_l2 > 0:
+            raise ValueError(f"feature_l2 must be above zero, got {feature_l2}")
+        self.dim, self.iterations, self.feature_l2, self.seed = dim, iterations, feature_l2, seed
+        features = None if item_features is None else torch.as_tensor(item_features).float()
+        self.register_buffer("item_features", features)
+
+    def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
+        device = self._training_device(interactions)
+        events = interactions.to(device)
+        self.to(device)
+        missing = int(events.ratings.isnan().sum())
+        if missing:
+            raise ValueError(
+                f"BiasedMF learns from ratings, and {missing} of {len(events)} events have none; "
+                f"take the others: interactions[~interactions.ratings.isnan()]"
+            )
+        mean = events.ratings.mean()
+        ratings = events.ratings - mean  # (E,)
+        size = (self.n_users, self.n_items)
+        by_user = _Observations(events.users, events.items, ratings, size)
+        by_item = _Observations(events.items, events.users, ratings, size[::-1])
+
+        # A rating is one product of two vectors: x_u = (p_u, b_u, 1) and y_i = (q_i, 1, b_i).
+        d = self.dim
+        users = _Side(self.n_users, d, free_bias=d, constant=d + 1, device=device)
+        items = _Side(self.n_items, d, free_bias=d + 1, constant=d, device=device)
+        generator = seed_generator(self.seed, device)
+        items.mean[:, :d] = 0.1 * torch.randn(self.n_items, d, generator=generator, device=device)
+        # The features' first column is the constant: without other features the prior mean is the average.
+        user_features = torch.ones(self.n_users, 1, device=device)
+        item_features = torch.cat(
+            [torch.ones(self.n_items, 1, device=device), *self._checked_features()], dim=1
+        )  # (n_items, 1 + f)
+
+        noise = ratings.square().mean().clamp(min=_SMALLEST_VARIANCE)  # ()
+        for _ in progress_bar(range(self.iterations), "BiasedMF", enabled=progress):
+            users.update(by_user, items, noise)
+            users.learn_prior(user_features, self.feature_l2)
+            error = items.update(by_item, users, noise)
+            items.learn_prior(item_features, self.feature_l2)
+            noise = ((ratings.square().sum() + error) / len(ratings)).clamp(min=_SMALLEST_VARIANCE)
+
+        self._keep("mean", mean)
+        self._keep("rating_range", torch.stack([events.ratings.min(), events.ratings.max()]))
+        self._keep("user_factors", users.mean[:, :d])
+        self._keep("user_bias", users.mean[:, d])
+        self._keep("item_factors", items.mean[:, :d])
+        self._keep("item_bias", items.mean[:, d + 1])
+
+    def _checked_features(self) -> list[Tensor]:
+        features = self.item_features
+        if features is None:
+            return []
+        if features.ndim != 2 or len(features) != self.n_items:
+            raise ValueError(
+                f"item_features must be ({self.n_items}, n_features), one row an item, "
+                f"got {tuple(features.shape)}"
+            )
+        if not bool(features.isfinite().all()):
+            raise ValueError("item_features must be finite; replace what is missing")
+        return [features]
+
+    def _score(self, users: Tensor) -> Tensor:
+        biases = self.mean + self.user_bias[users, None] + self.item_bias  # (B, n_items)
+        return biases + self.user_factors[users] @ self.item_factors.mT
+
+    @torch.no_grad()
+    def predict(self, users: Tensor, items: Tensor) -> Tensor:
+        """The expected rating of each pair, within the range of ratings seen in ``fit``.
+
+        Args:
+            users: (B,) integer indices.
+            items: (B,) integer indices.
+
+        Returns:
+            (B,) float32 on the users' device.
+
+        Raises:
+            NotFittedError, TypeError, ValueError, IndexError: as ``score``, for users and for items.
+        """
+        users, items = check_pairs(self, users, items)
+        u, i = users.to(self.device), items.to(self.device)
+        product = (self.user_factors[u] * self.item_factors[i]).sum(dim=1)  # (B,)
+        rating = self.mean + self.user_bias[u] + self.item_bias[i] + product  # (B,)
+        return rating.clamp(self.rating_range[0], self.rating_range[1]).to(users.device)
+
+
+class _Observations:
+    """Ratings as two sparse matrices (n, m): how many there are of each pair, and their sum."""
+
+    def __init__(self, rows: Tensor, columns: Tensor, ratings: Tensor, size: tuple[int, ...]) -> None:
+        index = torch.stack([rows, columns])  # (2, E)
+        ones = torch.ones_like(ratings)
+        self.count = torch.sparse_coo_tensor(index, ones, size, check_invariants=False).coalesce()
+        self.sum = torch.sparse_coo_tensor(index, ratings, size, check_invariants=False).coalesce()
+
+
+class _Side:
+    """The normal distributions of all users, or of all items: n vectors of d + 2 entries, one constant."""
+
+    def __init__(self, n: int, dim: int, free_bias: int, constant: int, device: torch.device) -> None:
+        self.constant = constant
+        self.free = torch.tensor([*range(dim), free_bias], device=device)  # (d + 1,) entries that are learned
+        self.mean = torch.zeros(n, dim + 2, device=device)  # (n, d + 2)
+        self.mean[:, constant] = 1.0
+        self.covariance = torch.zeros(
+            n, dim + 1, dim + 1, device=device
+        )  # (n, d + 1, d + 1) of the free ones
+        self.prior_mean = torch.zeros(n, dim + 1, device=device)  # (n, d + 1)
+        # Wide at first. From a narrow one, and few ratings, the vectors shrink to zero before they have a
+        # direction, and then the prior that is learned from them keeps them there.
+        self.prior_variance = torch.ones(dim + 1, device=device)  # (d + 1,)
+
+    def second_moment(self) -> Tensor:
+        """E[x x'] = mean mean' + covariance: (n, d + 2, d + 2)."""
+        moment = self.mean[:, :, None] * self.mean[:, None, :]
+        moment[:, self.free[:, None], self.free] += self.covariance
+        return moment
+
+    def update(self, observed: _Observations, other: "_Side", noise: Tensor) -> Tensor:
+        """Sets every distribution to the best one given the other side's.
+
+        Minimizing E[(r - x . y)^2] / noise + (x - prior)^2 / variance over the free entries of x is a ridge
+        regression in which E[y y'] stands where y y' would.
+
+        Returns:
+            The expected squared error of all ratings, without its constant sum of r^2: ().
+        """
+        n, size = self.mean.shape
+        moments = torch.sparse.mm(observed.count, other.second_moment().flatten(1)).view(n, size, size)
+        sums = torch.sparse.mm(observed.sum, other.mean)  # (n, d + 2)
+        free = self.free
+        precision = moments[:, free[:, None], free] / noise + torch.diag(1 / self.prior_variance)
+        # The constant entry is 1: what it explains is no longer to be explained.
+        target = (sums[:, free] - moments[:, free, self.constant]) / noise  # (n, d + 1)
+        target = target + self.prior_mean / self.prior_variance
+        self.covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        self.mean[:, free] = (self.covariance @ target[:, :, None]).squeeze(2)
+        return (self.second_moment() * moments).sum() - 2 * (self.mean * sums).sum()
+
+    def learn_prior(self, features: Tensor, l2: float) -> None:
+        """Sets the prior to what these distributions have in common: a mean by features, and one variance."""
+        penalty = l2 * torch.eye(features.shape[1], device=features.device)  # (f, f)
+        weights = torch.linalg.solve(features.mT @ features + penalty, features.mT @ self.mean[:, self.free])
+        self.prior_mean = features @ weights  # (n, d + 1)
+        spread = (self.mean[:, self.free] - self.prior_mean).square()  # (n, d + 1)
+        variance = (spread + self.covariance.diagonal(dim1=1, dim2=2)).mean(dim=0)  # (d + 1,)
+        self.prior_variance = variance.clamp(min=_SMALLEST_VARIANCE)
