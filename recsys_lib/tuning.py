@@ -1,0 +1,159 @@
+"""Hyper-parameters, chosen on validation data with an equal budget for every model.
+
+A comparison of models is only as fair as their tuning. ``tune`` gives each the same number of trials, starts
+from the model's defaults, and never touches test data.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from recsys_lib.evaluation import RANKING, evaluate
+from recsys_lib.training import progress as progress_bar
+
+if TYPE_CHECKING:
+    from recsys_lib.data.splits import Split
+    from recsys_lib.models.base import Recommender
+
+__all__ = ["Tuning", "tune"]
+
+
+@dataclass(eq=False, repr=False)
+class Tuning:
+    """What ``tune`` found.
+
+    Attributes:
+        best: hyper-parameters of the best trial, ``fixed`` ones included: ``make(**best)``.
+        trials: one row a trial, in order, the defaults first: the hyper-parameters, the metric's value on
+            validation, ``fit_seconds`` and ``evaluate_seconds``. A hyper-parameter left at a default that
+            cannot be known is missing.
+        metric: what was maximized.
+        seconds: wall-clock time of it all.
+    """
+
+    best: dict[str, Any]
+    trials: pd.DataFrame
+    metric: str
+    seconds: float
+
+    def __repr__(self) -> str:
+        values = self.trials[self.metric]
+        return (
+            f"Tuning: {self.metric} {values.max():.4f} on validation (defaults {values.iloc[0]:.4f}), "
+            f"{len(values)} trials, {self.seconds:.1f} s, best {self.best}"
+        )
+
+
+def tune(
+    make: "Callable[..., Recommender]",
+    space: Mapping[str, Sequence[Any]],
+    split: "Split",
+    *,
+    budget: int,
+    metric: str = "ndcg@10",
+    seed: int = 0,
+    fixed: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Tuning:
+    """Random search over a grid, without replacement. Bergstra and Bengio (2012), Random search.
+
+    The first trial is ``make(**fixed)``, the defaults, so tuning cannot do worse than they on validation. The
+    others are drawn from the grid; a grid smaller than the budget is searched in full. Each trial is fitted
+    on ``split.train`` and ranked on ``split.validation`` with the training items excluded. ``split.test`` is
+    not touched. Of equal trials the earliest wins.
+
+    Args:
+        make: a model's class, or a function that returns a new model.
+        space: for each hyper-parameter the values to try.
+        split: with ``train`` and ``validation``.
+        budget: trials, the defaults included.
+        metric: a ranking metric with its cutoff, ``"ndcg@10"``, or ``"auc"``; it is maximized.
+        seed: chooses the trials, and breaks ties in the rankings. A model's own seed belongs in ``fixed``.
+        fixed: hyper-parameters that every trial gets.
+        progress: show a bar.
+
+    Returns:
+        A ``Tuning``.
+
+    Raises:
+        ValueError: for a space, budget or metric that makes no sense.
+        RuntimeError: where a trial fails, naming its hyper-parameters; the cause is attached.
+    """
+    started = time.perf_counter()
+    fixed = dict(fixed or {})
+    name, k = _metric(metric)
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1 trial, got {budget}")
+    for parameter, values in space.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ValueError(f"space[{parameter!r}] must be a list of values to try, got {values!r}")
+    if both := sorted(space.keys() & fixed.keys()):
+        raise ValueError(f"{', '.join(both)} cannot be both fixed and in the space")
+
+    rows: list[dict[str, Any]] = []
+    trials = list(_trials(space, _defaults(make, space), budget, seed))
+    for number, chosen in enumerate(progress_bar(trials, "tuning", enabled=progress)):
+        parameters = {**fixed, **chosen}
+        try:
+            fit_started = time.perf_counter()
+            model = make(**parameters).fit(split.train)
+            fit_seconds = time.perf_counter() - fit_started
+            report = evaluate(model, split.validation, seen=split.train, k=k, metrics=[name], seed=seed)
+        except Exception as error:
+            raise RuntimeError(
+                f"trial {number + 1} of {len(trials)} failed with {parameters or 'the defaults'}: {error!r}"
+            ) from error
+        seconds = {"fit_seconds": fit_seconds, "evaluate_seconds": report.seconds}
+        rows.append({**chosen, metric: report.metrics[metric], **seconds})
+
+    best = max(range(len(rows)), key=lambda i: rows[i][metric])  # the first of equals
+    frame = pd.DataFrame(rows, columns=[*space, metric, "fit_seconds", "evaluate_seconds"])
+    return Tuning({**fixed, **trials[best]}, frame, metric, time.perf_counter() - started)
+
+
+def _metric(metric: str) -> tuple[str, int]:
+    """Name and cutoff: "ndcg@10" is ("ndcg", 10). The AUC has no cutoff; lists of one item will do."""
+    name, _, k = metric.partition("@")
+    if metric == "auc":
+        return name, 1
+    if name not in RANKING or not k.isdecimal() or int(k) < 1:
+        raise ValueError(
+            f"metric must be 'auc', or one of {', '.join(RANKING)} with a cutoff, as in 'ndcg@10'; "
+            f"got {metric!r}"
+        )
+    return name, int(k)
+
+
+def _defaults(make: "Callable[..., Recommender]", space: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The defaults of the hyper-parameters in the space, as far as the signature tells them."""
+    # A class may define __new__, whose signature says less than that of __init__.
+    parameters = inspect.signature(make.__init__ if inspect.isclass(make) else make).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if unknown := [name for name in space if name not in parameters and not takes_any]:
+        raise ValueError(f"{make.__name__} takes no {', '.join(unknown)}; it takes {', '.join(parameters)}")
+    known = (parameters[name] for name in space if name in parameters)
+    return {p.name: p.default for p in known if p.default is not p.empty}
+
+
+def _trials(
+    space: Mapping[str, Sequence[Any]], defaults: dict[str, Any], budget: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """The defaults, then points of the grid in random order, none twice, budget in all."""
+    yield defaults
+    n_points = math.prod(len(values) for values in space.values())
+    left = budget - 1
+    drawn = np.random.default_rng(seed).choice(n_points, size=min(budget, n_points), replace=False)
+    for index in drawn.tolist():
+        point = {}
+        for name, values in space.items():
+            index, place = divmod(index, len(values))
+            point[name] = values[place]
+        if left and point != defaults:
+            yield point
+            left -= 1
