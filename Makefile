@@ -1,0 +1,89 @@
+# `make help` lists the targets. Each makes what it needs; `make book` and `make test` are the two that matter.
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+JOBS ?= 2
+PORT ?= 8000
+
+# The checkout's own packages come first, whatever is installed.
+export PYTHONPATH := $(CURDIR)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tests run side by side; more threads in each would only fight for the cores.
+export OMP_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help env book execute html serve test unit lint notebook-tests accept stamp tidy lock bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+env: $(STAMP) ## make the environment in .venv, from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 was not found; install it, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv --clear $(VENV) || { echo "cannot make a virtual environment with $(PYTHON); on Debian: apt-get install python3.11-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+book: execute html ## execute what has changed, build the pages, say where to open them
+	@echo "The book: file://$(CURDIR)/_build/html/index.html (or: make serve)"
+
+execute: env ## execute the notebooks whose copies are missing or stale
+	$(BIN)/python -m book.execute --jobs $(JOBS)
+
+# Built afresh and apart, then put in place whole: a failed build leaves no page that looks finished.
+html: env ## build the pages from the executed notebooks
+	$(BIN)/python -m book.execute --check
+	@rm -rf _build/site
+	@mkdir -p _build/site
+	@echo "building the pages"
+	@$(BIN)/jupyter-book build . --path-output _build/site -W --keep-going -n --quiet >_build/site/log 2>&1 || { cat _build/site/log; exit 1; }
+	@rm -rf _build/html
+	@mv _build/site/_build/html _build/html
+
+serve: ## show the built book on this machine
+	@[ -f _build/html/index.html ] || { echo "there is no built book; run make book" >&2; exit 1; }
+	@echo "http://127.0.0.1:$(PORT)/"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+# Quick checks first, so that a mistake shows early; the last run covers every test there is.
+test: lint unit notebook-tests book ## everything: checks, execution, build, all tests
+	$(BIN)/python -m pytest -n 2 tests
+
+unit: env ## the library's quick tests, in under a minute
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/library
+
+notebook-tests: env ## the shape of the committed notebooks
+	$(BIN)/python -m pytest -q tests/notebooks/test_notebooks.py
+
+lint: env ## ruff, mypy, import-linter and the notebooks' tidy form
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m book.notebooks --check
+
+accept: env ## take the present headline results as the accepted ones; read the diff
+	$(BIN)/python -m book.accept
+
+stamp: env ## write the repository's address, from pyproject.toml, wherever it must be repeated
+	$(BIN)/python -m book._ext.repository_address
+	$(BIN)/python -m book.notebooks
+
+tidy: stamp ## bring notebooks and code into their tidy form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: env ## renew requirements.lock
+	$(BIN)/python -m book.lock
+
+bench: env ## measure speed and memory
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=2 $(BIN)/python "$$script"; done
+
+clean: ## remove the products; the environment and downloaded data stay
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

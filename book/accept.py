@@ -1,0 +1,128 @@
+"""Hold the chapters' headline results against accepted bands, so that a silent loss of quality fails.
+
+``book/accepted.json`` holds, for each headline result of each chapter, the accepted value and the relative
+width of the band around it. ``python -m book.accept`` takes the present results as the accepted ones; a
+person reads the difference before it is committed. ``--check`` changes nothing and names what is out of band.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from book.execute import ROOT, Layout, stale, write
+
+ACCEPTED = ROOT / "book" / "accepted.json"
+# Wide enough for another version's random numbers, or another order of summation; a zero never passes.
+BAND, DETERMINISTIC_BAND, WIDEST_BAND = 0.1, 0.02, 0.5
+
+Bands = dict[str, dict[str, dict[str, float]]]
+ADVICE = "if that is meant, run `make accept` and read the difference"
+
+
+def headlines(record: dict[str, Any]) -> dict[str, tuple[float, bool]]:
+    """The headline results of one chapter: their values, and whether no random number was drawn."""
+    found = {
+        row["name"]: (row["value"], row.get("deterministic", False))
+        for row in record["results"]
+        if row["headline"]
+    }
+    for name, deterministic in record.get("headline_numbers", {}).items():
+        found[name] = (record["numbers"][name], deterministic)
+    return found
+
+
+def problems(accepted: Bands, results: dict[str, dict[str, Any]]) -> list[str]:
+    """Every difference between what is accepted and what was measured that needs a person.
+
+    Args:
+        accepted: the bands, by chapter and name.
+        results: what the chapters recorded, by chapter.
+    """
+    found = [
+        f"{chapter}: has accepted results but recorded none; {ADVICE}"
+        for chapter in accepted.keys() - results
+    ]
+    for chapter, record in results.items():
+        bands, measured = accepted.get(chapter, {}), headlines(record)
+        found += [
+            f"{chapter}: the headline result {name!r} is missing; {ADVICE}"
+            for name in bands.keys() - measured
+        ]
+        for name, (value, _) in measured.items():
+            if name not in bands:
+                found.append(f"{chapter}: {name!r} is a new headline result ({value:.4g}); {ADVICE}")
+                continue
+            center, width = bands[name]["value"], bands[name]["rel"]
+            if not center or not 0 < width <= WIDEST_BAND:
+                found.append(
+                    f"{chapter}: the band of {name!r} must be within {WIDEST_BAND:.0%} of a value not zero"
+                )
+            elif not abs(value - center) <= width * abs(center):
+                off = (value - center) / abs(center)
+                found.append(
+                    f"{chapter}: {name!r} is {value:.4g}, {off:+.1%} off {center:.4g} ± {width:.0%}; {ADVICE}"
+                )
+    return sorted(found)
+
+
+def renew(accepted: Bands, results: dict[str, dict[str, Any]]) -> Bands:
+    """Bands around the present results; a width that a person has chosen is kept.
+
+    Raises:
+        ValueError: a headline result is zero, about which there is no relative band.
+    """
+    bands: Bands = {}
+    for chapter, record in sorted(results.items()):
+        for name, (value, deterministic) in headlines(record).items():
+            rounded = float(f"{value:.4g}")
+            if not rounded or not math.isfinite(rounded):
+                raise ValueError(f"{chapter}: the headline result {name!r} is {value}; it cannot be accepted")
+            default = DETERMINISTIC_BAND if deterministic else BAND
+            width = accepted.get(chapter, {}).get(name, {}).get("rel", default)
+            bands.setdefault(chapter, {})[name] = {"value": rounded, "rel": width}
+    return bands
+
+
+def read_accepted(path: Path = ACCEPTED) -> Bands:
+    """The accepted bands; none if there is no such file."""
+    bands: Bands = json.loads(path.read_text("utf8")) if path.exists() else {}
+    return bands
+
+
+def read_results(layout: Layout) -> dict[str, dict[str, Any]]:
+    """What the chapters recorded, by chapter."""
+    return {path.stem: json.loads(path.read_text("utf8")) for path in sorted(layout.results.glob("*.json"))}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m book.accept", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 and name what is out of band"
+    )
+    options = parser.parse_args(arguments)
+    layout = Layout(ROOT)
+    waiting = [path.stem for path in layout.sources() if stale(path)]
+    if waiting:
+        print(f"run `make execute` first; these are not up to date: {', '.join(waiting)}", file=sys.stderr)
+        return 1
+    accepted, results = read_accepted(), read_results(layout)
+    if options.check:
+        found = problems(accepted, results)
+        print("\n".join(found) or "every headline result is in its band")
+        return 1 if found else 0
+    try:
+        bands = renew(accepted, results)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    write(ACCEPTED, json.dumps(bands, indent=1, ensure_ascii=False) + "\n")
+    print(f"accepted {sum(map(len, bands.values()))} results of {len(bands)} chapters; read the difference")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""Keep the committed notebooks tidy, and hold them to the shape of a chapter.
+
+``python -m book.notebooks`` rewrites every notebook in its tidy form: no outputs, no metadata that a program
+left behind, stable cell ids, and the shared set-up cell with the repository's address, which is decided in
+``pyproject.toml``. With ``--check`` it changes nothing and names what is not as it should be; what that is,
+``CONTRIBUTING.md`` says.
+"""
+
+import argparse
+import ast
+import hashlib
+import re
+import statistics
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from book.prose import typed_numbers
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = ("dataset", "seed", "device", "budget")
+MEDIAN_LINES = 6
+GOAL = "what you will be able to do"
+
+SETUP = """\
+# Set-up: install the book's library where it is missing, as on Colab.
+import importlib.util
+import os
+import subprocess
+import sys
+
+if importlib.util.find_spec("recsys_lib") is None:
+    repository = "git+{repository}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.check_call([*pip, os.environ.get("RECSYS_LIB", repository)])
+    importlib.invalidate_caches()"""
+
+# Functions of pyplot that draw, or show what was drawn.
+_DRAWING = {
+    "bar", "barh", "boxplot", "figure", "hist", "imshow", "matshow", "plot", "scatter", "show", "step",
+    "stackplot", "subplot_mosaic", "subplots", "violinplot",
+}  # fmt: skip
+
+
+def repository(root: Path = ROOT) -> str:
+    """The repository's address, decided in ``pyproject.toml``."""
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf8"))["project"]
+    return str(project["urls"]["Repository"])
+
+
+def setup_source(root: Path = ROOT) -> str:
+    """The source of the set-up cell, the same in every notebook."""
+    return SETUP.format(repository=repository(root))
+
+
+def notebook_files(root: Path = ROOT) -> list[Path]:
+    """The committed notebooks, in the order of their names."""
+    return sorted(path for path in (root / "notebooks").glob("*.ipynb") if not path.name.startswith("."))
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells of code, in order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """A cell's tags."""
+    return list(cell.metadata.get("tags", []))
+
+
+def title(notebook: NotebookNode) -> str:
+    """The text of the first heading, or nothing."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (match := re.match(r"#\s+(.+)", cell.source)):
+            return match[1].strip()
+    return ""
+
+
+def tidy(notebook: NotebookNode, root: Path = ROOT) -> str:
+    """The text of a notebook's tidy form; the notebook is changed in place.
+
+    Kept of the metadata are a cell's ``tags`` and ``mystnb``, and the notebook's ``recsys_book``.
+    """
+    own = notebook.metadata.get("recsys_book")
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            **({"recsys_book": own} if own else {}),
+        }
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    taken: set[str] = set()
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in ("mystnb", "tags") if cell.metadata.get(key)}
+        cell.metadata = nbformat.from_dict(kept)
+        cell.source = cell.source.strip("\n")
+        cell.pop("attachments", None)
+        if cell.cell_type == "code":
+            cell.outputs = []
+            cell.execution_count = None
+            if "setup" in tags(cell):
+                cell.source = setup_source(root)
+        name = next((name for name in ("setup", "parameters") if name in tags(cell)), cell.get("id", ""))
+        cell.id = _free_id(name, cell.source, taken)
+        taken.add(cell.id)
+    return nbformat.writes(notebook) + "\n"
+
+
+def _free_id(name: str, source: str, taken: set[str]) -> str:
+    """The id itself where it is valid and free, otherwise one made from the cell's source."""
+    salt = ""
+    while not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) or name in taken:
+        name = hashlib.sha256(f"{salt}{source}".encode()).hexdigest()[:8]
+        salt += "+"
+    return name
+
+
+def problems(notebook: NotebookNode) -> list[str]:
+    """What keeps a notebook from being a chapter of the book, in words that say what to do."""
+    return [
+        *_opening_problems(notebook),
+        *_cell_problems(notebook),
+        *_number_problems(notebook),
+        *_exercise_problems(notebook),
+        *_ending_problems(notebook),
+    ]
+
+
+def _opening_problems(notebook: NotebookNode) -> list[str]:
+    found = []
+    first = notebook.cells[0] if notebook.cells else None
+    if first is None or first.cell_type != "markdown" or not re.match(r"# \S", first.source):
+        found.append("the first cell is Markdown and starts with the title: '# Title'")
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    if GOAL not in text.lower():
+        found.append(f"a heading '## {GOAL.capitalize()}' is missing")
+    code = code_cells(notebook)
+    if not code or tags(code[0]) != ["setup", "remove-cell"]:
+        found.append(
+            "the first code cell is the set-up cell, tagged setup and remove-cell; `make tidy` fills it in"
+        )
+    if len(code) < 2 or "parameters" not in tags(code[1]):
+        found.append("the second code cell is tagged parameters")
+        return found
+    given = {
+        target.id: node.end_lineno or 0
+        for node in ast.parse(code[1].source).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    found += [f"the parameters cell does not set {name}" for name in PARAMETERS if name not in given]
+    lines = code[1].source.splitlines()
+    found += [
+        f"the parameter {name} has no comment that says what it means"
+        for name, line in given.items()
+        if "#" not in lines[line - 1]
+    ]
+    return found
+
+
+def _cell_problems(notebook: NotebookNode) -> list[str]:
+    found = []
+    names: Counter[str] = Counter()
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type != "code":
+            continue
+        if "raises-exception" in tags(cell):
+            found.append(f"cell {number}: show an error by catching it; a cell must not end in one")
+        options = cell.metadata.get("mystnb", {})
+        figure, alt = options.get("figure", {}), options.get("image", {}).get("alt", "")
+        if not draws(cell.source) and not options.get("figure"):
+            continue
+        if not (figure.get("caption") and figure.get("name") and alt):
+            found.append(
+                f"cell {number} draws a figure; its metadata needs "
+                '"mystnb": {"figure": {"caption": ..., "name": "fig-..."}, "image": {"alt": ...}}'
+            )
+            continue
+        names[figure["name"]] += 1
+        if not figure["name"].startswith("fig-"):
+            found.append(f"cell {number}: the figure's name {figure['name']!r} does not start with fig-")
+        if alt.strip() == figure["caption"].strip():
+            found.append(
+                f"cell {number}: the alternative text says what the figure shows; it repeats the caption"
+            )
+    found += [
+        f"the figure's name {name!r} is used {count} times" for name, count in names.items() if count > 1
+    ]
+    lengths = [
+        sum(bool(line.strip()) for line in cell.source.splitlines())
+        for cell in code_cells(notebook)
+        if not {"setup", "parameters"} & set(tags(cell))
+    ]
+    if lengths and statistics.median(lengths) > MEDIAN_LINES:
+        found.append(
+            f"the median code cell has {statistics.median(lengths):g} lines; keep it to {MEDIAN_LINES}"
+        )
+    return found
+
+
+def draws(source: str) -> bool:
+    """Whether a cell draws a figure itself, through pyplot; a function that it defines does not count."""
+    try:
+        waiting: list[ast.AST] = [ast.parse(source)]
+    except SyntaxError:
+        return False
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _DRAWING:
+            owner = node.func.value
+            if isinstance(owner, ast.Name) and owner.id in {"plt", "pyplot"}:
+                return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            waiting += ast.iter_child_nodes(node)
+    return False
+
+
+def _number_problems(notebook: NotebookNode) -> list[str]:
+    found = []
+    for number, cell in enumerate(notebook.cells, 1):
+        if "toy" in tags(cell):
+            continue
+        options = cell.metadata.get("mystnb", {})
+        spoken = [options.get("figure", {}).get("caption", ""), options.get("image", {}).get("alt", "")]
+        if cell.cell_type == "markdown":
+            spoken.append(cell.source)
+        elif cell.cell_type == "code":
+            spoken += _recorded_words(cell.source)
+        for typed in [typed for text in spoken for typed in typed_numbers(text)]:
+            found.append(
+                f"cell {number}: the number {typed!r} is typed; glue it from the run, cite its source, "
+                "put it in code, or tag the cell toy if it was worked out by hand"
+            )
+    return found
+
+
+def _recorded_words(source: str) -> list[str]:
+    """The fixed words in what a cell records as a claim or a text."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []  # a cell with a magic command records nothing
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"claim", "text"}
+    ]
+    return [
+        inner.value
+        for call in calls
+        for argument in [*call.args, *(keyword.value for keyword in call.keywords)]
+        for inner in _constants(argument)
+        if isinstance(inner.value, str)
+    ]
+
+
+def _constants(node: ast.AST) -> list[ast.Constant]:
+    """The constants in an expression, less the format specifications of f-strings."""
+    if isinstance(node, ast.Constant):
+        return [node]
+    children = [node.value] if isinstance(node, ast.FormattedValue) else list(ast.iter_child_nodes(node))
+    return [constant for child in children for constant in _constants(child)]
+
+
+def _exercise_problems(notebook: NotebookNode) -> list[str]:
+    posed: Counter[str] = Counter()
+    solved: Counter[str] = Counter()
+    found = []
+    opened = ""  # the exercise whose solution we are in
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type == "markdown":
+            posed.update(_labels(cell.source))
+            for label in re.findall(r"^[`:]{3,}\{solution-start\}\s*(\S+)", cell.source, re.MULTILINE):
+                solved[label] += 1
+                opened = label
+            if re.search(r"^[`:]{3,}\{solution-end\}", cell.source, re.MULTILINE):
+                opened = ""
+        elif cell.cell_type == "code" and "solution" in tags(cell) and not opened:
+            found.append(
+                f"cell {number} is tagged solution but stands between no solution-start and solution-end"
+            )
+    if opened:
+        found.append(f"the solution of {opened} has no solution-end")
+    if not posed:
+        found.append("a chapter has an exercise")
+    found += [f"the exercise {label} is posed {count} times" for label, count in posed.items() if count > 1]
+    found += [f"the exercise {label} has no solution" for label in posed if label not in solved]
+    found += [f"a solution answers {label}, which is no exercise" for label in solved if label not in posed]
+    return found
+
+
+def _labels(source: str) -> list[str]:
+    """The labels of the exercises that a Markdown cell poses."""
+    return [
+        (re.search(r"^:label:\s*(\S+)", body, re.MULTILINE) or ["", "without a label"])[1]
+        for body in re.findall(r"^[`:]{3,}\{exercise\}.*?^[`:]{3,}\s*$", source, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def _ending_problems(notebook: NotebookNode) -> list[str]:
+    finishes = sum(
+        len(re.findall(r"^chapter\.finish\(\)", cell.source, re.MULTILINE)) for cell in code_cells(notebook)
+    )
+    return (
+        []
+        if finishes == 1
+        else [f"chapter.finish() is called {finishes} times; call it once, after the verdict"]
+    )
+
+
+def check(path: Path, root: Path = ROOT) -> list[str]:
+    """Everything wrong with one committed notebook; an empty list if it is fine."""
+    text = path.read_text("utf8")
+    try:
+        notebook: Any = nbformat.reads(text, as_version=4)
+        nbformat.validate(notebook)
+    except (ValueError, nbformat.ValidationError) as error:
+        return [f"not a valid notebook: {str(error).splitlines()[0]}"]
+    found = []
+    if any(cell.outputs or cell.execution_count for cell in code_cells(notebook)):
+        found.append("it holds outputs; run `make tidy`")
+    found += problems(notebook)
+    if tidy(notebook, root) != text and not found:
+        found.append("it is not in its tidy form; run `make tidy`")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m book.notebooks", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name what is wrong")
+    parser.add_argument("files", nargs="*", type=Path, help="notebooks (default: all)")
+    options = parser.parse_args(arguments)
+    wrong = 0
+    for path in options.files or notebook_files():
+        if options.check:
+            found = check(path)
+            wrong += len(found)
+            for problem in found:
+                print(f"{path.name}: {problem}")
+            continue
+        before = path.read_text("utf8")
+        after = tidy(nbformat.reads(before, as_version=4))
+        if after != before:
+            path.write_text(after, "utf8")
+            print(f"{path.name}: tidied")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The package is light to import, and its dependencies are stated once and the same everywhere."""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from book.lock import LOCK, pins, wanted
+
+ROOT = Path(__file__).resolve().parents[2]
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def bounds(requirements: list[str]) -> dict[str, SpecifierSet]:
+    parsed = [Requirement(requirement) for requirement in requirements]
+    return {normalized(requirement.name): requirement.specifier for requirement in parsed}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages that a statement brings into a fresh interpreter."""
+    code = (
+        f"{statement}\nimport sys, json\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_the_package_itself_imports_nothing_heavy():
+    heavy = {"torch", "numpy", "pandas", "transformers", "datasets", "matplotlib", "scipy", "sklearn"}
+    assert not heavy & loaded_by("import recsys_lib")
+
+
+def test_no_module_imports_what_few_chapters_need():
+    every = """
+import importlib, pkgutil, recsys_lib
+for module in pkgutil.walk_packages(recsys_lib.__path__, "recsys_lib."):
+    importlib.import_module(module.name)
+"""
+    lazy = {
+        "transformers",
+        "datasets",
+        "matplotlib",
+        "sentence_transformers",
+        "IPython",
+        "myst_nb",
+        "sklearn",
+    }
+    assert not lazy & loaded_by(every)
+
+
+def test_environment_yml_is_pyproject_toml():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [line for line in environment["dependencies"] if isinstance(line, str)]
+    (by_pip,) = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    assert by_pip[-1] == "-e ."
+    stated = bounds([re.sub(r"^(python)=(\S+)$", r"\1==\2", line) for line in [*conda, *by_pip[:-1]]])
+    stated = {CONDA_NAMES.get(name, name): specifier for name, specifier in stated.items()}
+    python = stated.pop("python")
+    assert stated.pop("pip") == SpecifierSet()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert str(python).removeprefix("==") == project["requires-python"].removeprefix(">=")
+    assert stated == bounds(wanted())
+
+
+def test_the_lock_satisfies_pyproject_toml():
+    locked = pins(LOCK.read_text())
+    for name, specifier in bounds(wanted()).items():
+        assert name in locked, f"{name} is not in requirements.lock; run `make lock`"
+        assert specifier.contains(locked[name], prereleases=True), f"{name} {locked[name]} is not {specifier}"
+
+
+def test_the_lock_is_complete_and_agrees_with_itself():
+    locked = pins(LOCK.read_text())
+    for name in locked:
+        for text in importlib.metadata.requires(name) or []:
+            needed = Requirement(text)
+            if needed.marker and not needed.marker.evaluate({"extra": ""}):
+                continue
+            other = normalized(needed.name)
+            # a build of torch for GPUs needs packages of its own, which the lock leaves to pip
+            if other.startswith(("nvidia-", "cuda-")) or other in {"triton", "setuptools"}:
+                continue
+            assert other in locked, (
+                f"{name} needs {other}, which is not in requirements.lock; run `make lock`"
+            )
+            assert needed.specifier.contains(locked[other], prereleases=True), f"{name} needs {text}"
+
+
+@pytest.mark.parametrize(
+    "line", ["torch==2.13.0+cpu", "torch>=2", "x @ file:///tmp/x", "-e .", "x==1; python_version>'3'"]
+)
+def test_a_line_that_is_no_exact_pin_is_refused(line):
+    with pytest.raises(ValueError, match="not an exact pin"):
+        pins(f"# comment\n{line}\n")
+
+
+def test_nothing_keeps_a_hosted_notebook_from_its_own_torch_and_numpy():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, specifier in bounds(project["dependencies"]).items():
+        assert {one.operator for one in specifier} <= {">="}, f"{name} has more than a lower bound"
