@@ -1,0 +1,1 @@
+"""Sphinx extensions that turn executed notebooks into the book's pages."""

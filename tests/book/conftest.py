@@ -1,0 +1,81 @@
+"""What the tests of the book share: the built pages, a browser, and a server on this machine."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from page_checks import Site, unavailable
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The built pages."""
+    if not (HTML / "index.html").is_file():
+        unavailable(f"the book is not built: {HTML} holds no index.html; run `make book`")
+    return HTML
+
+
+@pytest.fixture(scope="session")
+def site(html: Path) -> Site:
+    """The built pages, parsed on demand."""
+    return Site(html)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium of this machine; the variable BOOK_BROWSER may name another one."""
+    wanted = os.environ.get("BOOK_BROWSER")
+    path = wanted or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        unavailable(
+            f"no browser found (looked for {', '.join(NAMES)}); install Chromium with the system's packages, "
+            "for example `apt-get install chromium`, or name one in BOOK_BROWSER"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    """A handler that does not write a line for each request."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def server(html: Path) -> Iterator[str]:
+    """The address of a server of the built pages, without a slash at its end."""
+    handler = functools.partial(_Quiet, directory=str(html))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()

@@ -1,0 +1,470 @@
+"""The Sphinx extensions, on a small book of two notebooks that is built, changed and built again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup
+from sphinx.errors import ConfigError, ExtensionError
+
+from book._ext import offline_assets
+from book._ext.book_data import (
+    BadDataError,
+    dataset,
+    day,
+    duration,
+    hardware,
+    memory,
+    read_claims,
+    run_metadata,
+)
+from book._ext.chapter_numbers import by_chapter, chapter_number
+from book._ext.repository_address import pages_url, repository_url, stamped
+from book.dependencies import Package
+from book.execute import Layout, digest, inputs
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = "from jupyter_book.cli.main import main; main()"
+HOSTILE = "<script>alert(1)</script> & {ref}`x` $y$ [z](javascript:1) **bold**"
+
+TOC = """\
+format: jb-book
+root: book/index
+parts:
+  - caption: Chapters
+    chapters:
+      - file: notebooks/01_first
+      - file: notebooks/04_second
+  - caption: Results
+    chapters:
+      - file: book/claims
+      - file: book/status
+"""
+
+SVG = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><rect width='9' height='9'/></svg>"
+
+
+def markdown(text: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {}, "source": text}
+
+
+def code(source: str, outputs: list[dict[str, Any]], **metadata: Any) -> dict[str, Any]:
+    cell = {"cell_type": "code", "metadata": metadata, "source": source, "execution_count": 1}
+    return {**cell, "outputs": outputs}
+
+
+def glued(name: str, value: float) -> dict[str, Any]:
+    metadata = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
+    data = {"application/papermill.record/text/plain": repr(value)}
+    return {"output_type": "display_data", "data": data, "metadata": metadata}
+
+
+def figure(name: str) -> dict[str, Any]:
+    output = {"output_type": "display_data", "data": {"image/svg+xml": SVG}, "metadata": {}}
+    settings = {
+        "figure": {"caption": f"Figure {name}.", "name": name},
+        "image": {"alt": f"A square, {name}."},
+    }
+    return code("plot()", [output], mystnb=settings)
+
+
+class Book:
+    """A small book in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.html = folder / "_build" / "html"
+        shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+        shutil.copyfile(ROOT / "_config.yml", folder / "_config.yml")
+        (folder / "recsys_lib").mkdir()
+        (folder / "recsys_lib" / "__init__.py").touch()
+        self.write("_toc.yml", TOC)
+        self.write("pyproject.toml", '[project.urls]\nRepository = "https://github.com/me/small-book"\n')
+        self.write("book/index.md", "# A small book\n\n$x^2$\n")
+        self.write("book/claims.md", "# Claims\n\n```{claims}\n```\n")
+        self.write("book/status.md", "# Status\n\n```{status}\n```\n")
+        self.first(0.25)
+        self.second()
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf8")
+
+    def notebook(self, name: str, cells: list[dict[str, Any]], results: dict[str, Any]) -> None:
+        """Write a notebook, its executed copy and its results, as the runner leaves them."""
+        layout = Layout(self.folder)
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        whole = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel}
+        cells = [{"id": f"c{place}", **cell} for place, cell in enumerate(cells)]
+        clean = [
+            {**cell, "outputs": [], "execution_count": None} if "outputs" in cell else cell for cell in cells
+        ]
+        path = layout.notebooks / f"{name}.ipynb"
+        self.write(f"notebooks/{name}.ipynb", json.dumps({**whole, "cells": clean}))
+        recorded = json.dumps({"chapter": name, "dataset": "100k", "seed": 7, "claims": [], **results})
+        self.write(f"_build/results/{name}.json", recorded)
+        made_from = inputs(path, layout, Package(self.folder))
+        run = {
+            "hash": digest(json.dumps(made_from, sort_keys=True)),
+            "inputs": made_from,
+            "seconds": 200.0,
+            "peak_memory_mb": 1500,
+            "device": "cpu",
+            "hardware": f"cpu: {HOSTILE}",
+            "date": "2026-11-21T10:00:00+00:00",
+            "python": "3.11.2",
+            "versions": {"torch": "2.13.0", "numpy": f"2.4.6 {HOSTILE}"},
+            "results_sha256": hashlib.sha256(recorded.encode()).hexdigest(),
+        }
+        copy = {**whole, "metadata": {**kernel, "recsys_book": run}, "cells": cells}
+        self.write(f"_build/executed/notebooks/{name}.ipynb", json.dumps(copy))
+
+    def first(self, value: float, verdict: str = "holds", **claim: str) -> None:
+        claims = [
+            {"id": "one", "statement": f"One. {HOSTILE}", "verdict": verdict, "evidence": HOSTILE, **claim},
+            {
+                "id": "two",
+                "statement": "Two.",
+                "verdict": "depends",
+                "evidence": "e",
+                "condition": "only now",
+            },
+        ]
+        cells = [
+            markdown("# 1. First\n\nText."),
+            code("glue('value', value)", [glued("value", value)]),
+            code("show()", [{"output_type": "stream", "name": "stdout", "text": f"executed {value}\n"}]),
+            figure("fig-a"),
+            figure("fig-b"),
+            markdown("Here {glue:text}`value:.2f`, see {numref}`fig-b`. $$ a $$"),
+        ]
+        self.notebook("01_first", cells, {"claims": claims})
+
+    def second(self) -> None:
+        cells = [
+            markdown("# 4. Second"),
+            figure("fig-c"),
+            markdown("There {glue:text}`../notebooks/01_first.ipynb::value:.2f`."),
+        ]
+        self.notebook("04_second", cells, {})
+
+    def build(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Build the pages, as `make book` does, but on top of what is there."""
+        kept = {name: value for name, value in os.environ.items() if name != "GITHUB_REPOSITORY"}
+        return subprocess.run(
+            [sys.executable, "-c", RUN, "build", ".", "-W", "--keep-going", "-n"],
+            cwd=self.folder,
+            env={**kept, "PYTHONPATH": str(self.folder), "NO_COLOR": "1", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def page(self, name: str) -> BeautifulSoup:
+        return BeautifulSoup((self.html / f"{name}.html").read_text("utf8"), "html.parser")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Book:
+    """A book that is built once; tests only read it."""
+    book = Book(tmp_path_factory.mktemp("book"))
+    done = book.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return book
+
+
+@pytest.fixture
+def book(built: Book, tmp_path: Path) -> Book:
+    """A copy of the built book, to change and to build again; its first build reads everything anew."""
+    shutil.copytree(built.folder, tmp_path / "book")
+    copy = object.__new__(Book)
+    copy.folder = tmp_path / "book"
+    copy.html = copy.folder / "_build" / "html"
+    return copy
+
+
+# ---- a build ----
+
+
+def test_page_shows_the_copy_and_offers_the_source(built: Book) -> None:
+    assert "executed 0.25" in built.page("notebooks/01_first").get_text()
+    download = built.html / "_sources" / "notebooks" / "01_first.ipynb"
+    assert download.read_bytes() == (built.folder / "notebooks" / "01_first.ipynb").read_bytes()
+    assert "executed 0.25" not in download.read_text("utf8")
+
+
+def test_numbers_are_glued_on_their_page_and_on_others(built: Book) -> None:
+    assert "Here 0.25" in built.page("notebooks/01_first").get_text()
+    assert "There 0.25" in built.page("notebooks/04_second").get_text()
+
+
+def test_card_follows_the_title(built: Book) -> None:
+    card = built.page("notebooks/01_first").select_one("h1 + aside.run-card")
+    facts = {fact.dt.get_text(): fact.dd.get_text(strip=True) for fact in card.select(".run-fact")}
+    assert facts["Data"] == "MovieLens-100K"
+    assert facts["Seed"] == "7"
+    assert facts["Run time"] == "3 min 20 s"
+    assert facts["Peak memory"] == "1.5 GB"
+    assert facts["Run on"] == "2026-11-21"
+    assert facts["Versions"].startswith("python 3.11.2 · torch 2.13.0")
+    links = {link.get_text(): link["href"] for link in card.find_all("a")}
+    colab = "https://colab.research.google.com/github/me/small-book/blob/main/notebooks/01_first.ipynb"
+    assert links["Open in Colab"] == colab
+    assert links["Download the notebook"] == "../_sources/notebooks/01_first.ipynb"
+    assert built.page("book/index").select_one(".run-card") is None
+
+
+def test_recorded_text_is_never_markup(built: Book) -> None:
+    for name, place in (
+        ("notebooks/01_first", ".run-card"),
+        ("book/claims", ".claims-table"),
+        ("book/status", ".versions-table"),
+    ):
+        part = built.page(name).select_one(place)
+        assert HOSTILE in part.get_text()
+        assert part.find("script") is None
+        assert part.find(["strong", "b"]) is None
+        assert not [link for link in part.find_all("a") if "javascript" in link["href"]]
+
+
+def test_claims_are_listed(built: Book) -> None:
+    rows = built.page("book/claims").select(".claims-table tbody tr")
+    assert [row.select_one(".verdict").get_text() for row in rows] == ["✓ holds", "◐ depends"]
+    assert "only now" in rows[1].get_text()
+    assert [row.find("a")["href"] for row in rows] == ["../notebooks/01_first.html"] * 2
+    assert rows[0].find(id="claim-one") is not None
+    heads = [head.get_text(strip=True) for head in built.page("book/claims").select(".claims-table th")]
+    assert heads == ["Claim", "Verdict", "Evidence", "Chapter"]
+
+
+def test_status_lists_runs_and_versions(built: Book) -> None:
+    rows = built.page("book/status").select(".status-table tbody tr")
+    cells = [[cell.get_text(strip=True) for cell in row.find_all("td")] for row in rows]
+    assert cells[0] == ["1. First", "3 min 20 s", "1.5 GB", "2026-11-21"]
+    assert cells[2][:3] == ["Together", "6 min 40 s", "1.5 GB"]
+    versions = built.page("book/status").select_one(".versions-table").get_text(" ", strip=True)
+    assert "torch 2.13.0 all notebooks" in versions
+
+
+def test_figures_are_numbered_by_chapter(built: Book) -> None:
+    def numbers(name: str) -> list[str]:
+        return [part.get_text(strip=True) for part in built.page(name).select(".caption-number")]
+
+    assert numbers("notebooks/01_first") == ["Figure 1.1", "Figure 1.2"]
+    assert numbers("notebooks/04_second") == ["Figure 4.1"]
+    assert "see Figure 1.2" in built.page("notebooks/01_first").get_text()
+
+
+def test_mathjax_is_served_where_it_is_used(built: Book) -> None:
+    copy = built.html / "_static" / "mathjax" / "tex-svg-full.js"
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() == offline_assets.SHA256
+    assert copy.with_name("LICENSE").is_file()
+
+    def scripts(name: str) -> str:
+        return " ".join(script.get("src", "") for script in built.page(name).find_all("script"))
+
+    assert "mathjax/tex-svg-full.js" in scripts("book/index")
+    assert "mathjax" not in scripts("book/status")
+
+
+def test_thebe_and_networks_are_gone(built: Book) -> None:
+    for path in built.html.rglob("*.html"):
+        text = path.read_text("utf8")
+        for name in ("thebe", "unpkg.com", "jsdelivr", "cdnjs", "require.min.js"):
+            assert name not in text.lower(), f"{path.name} names {name}"
+
+
+# ---- a second build ----
+
+
+def test_only_what_changed_is_done_again(book: Book) -> None:
+    assert book.build().returncode == 0
+    done = book.build()
+    assert done.returncode == 0, done.stderr
+    assert "no targets are out of date" in done.stdout
+
+    book.first(0.75, verdict="fails")
+    os.utime(book.folder / "notebooks" / "01_first.ipynb", (0, 0))  # only what was made from it is newer
+    done = book.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Here 0.75" in book.page("notebooks/01_first").get_text()
+    assert "There 0.75" in book.page("notebooks/04_second").get_text()
+    assert "fails" in book.page("book/claims").select_one(".verdict").get_text()
+    assert "book/index" not in done.stdout.split("writing output")[-1]
+
+    copy = book.folder / "_build" / "executed" / "notebooks" / "01_first.ipynb"
+    copy.write_text(copy.read_text("utf8").replace("executed 0.75", "done"), encoding="utf8")
+    assert book.build().returncode == 0
+    assert "done" in book.page("notebooks/01_first").select_one(".cell_output").get_text()
+
+
+def test_missing_copy_fails_every_build(book: Book) -> None:
+    (book.folder / "_build" / "executed" / "notebooks" / "01_first.ipynb").unlink()
+    for _ in range(2):
+        done = book.build()
+        assert done.returncode != 0
+        assert "not executed yet" in done.stderr
+
+
+def test_warning_fails_until_it_is_mended(book: Book) -> None:
+    book.write("book/index.md", "# A small book\n\n{ref}`nowhere`\n")
+    for _ in range(2):  # the second build finds no page changed, and must fail all the same
+        done = book.build()
+        assert done.returncode != 0
+        assert "nowhere" in done.stderr
+    book.write("book/index.md", "# A small book\n")
+    assert book.build().returncode == 0
+
+
+def test_stale_copy_fails(book: Book) -> None:
+    source = book.folder / "notebooks" / "01_first.ipynb"
+    source.write_text(source.read_text("utf8").replace("show()", "show(2)"), encoding="utf8")
+    done = book.build()
+    assert done.returncode != 0
+    assert "the executed copy cannot be shown: the notebook's code" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("claim", "sign"),
+    [
+        ({"verdict": "perhaps"}, "has the verdict 'perhaps'"),
+        ({"id": "two"}, "is made more than once"),
+    ],
+)
+def test_bad_claim_fails(claim: dict[str, str], sign: str, book: Book) -> None:
+    book.first(0.25, **claim)
+    done = book.build()
+    assert done.returncode != 0
+    assert sign in done.stderr
+
+
+def test_build_after_a_kill_starts_afresh(book: Book) -> None:
+    """A build that was killed has pickled what it read, but not written the page: the next one must."""
+    assert book.build().returncode == 0
+    (book.folder / "_build" / ".doctrees" / "unfinished").touch()
+    page = book.html / "notebooks" / "01_first.html"
+    page.write_text("an older page", encoding="utf8")
+    assert book.build().returncode == 0
+    assert "executed 0.25" in page.read_text("utf8")
+
+
+def test_fork_points_at_itself(book: Book) -> None:
+    assert book.build(GITHUB_REPOSITORY="You/fork").returncode == 0
+    links = {link["href"] for link in book.page("notebooks/01_first").find_all("a", href=True)}
+    assert "https://github.com/You/fork/edit/main/notebooks/01_first.ipynb" in links
+    assert "https://colab.research.google.com/github/You/fork/blob/main/notebooks/01_first.ipynb" in links
+    assert not [link for link in links if "small-book" in link]
+    canonical = book.page("notebooks/01_first").find("link", rel="canonical")
+    assert canonical["href"] == "https://you.github.io/fork/notebooks/01_first.html"
+
+
+# ---- the functions ----
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.95, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 0 min"),
+        (7260, "2 h 1 min"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_other_words() -> None:
+    assert [memory(640.2), memory(999.4), memory(999.6), memory(1549)] == [
+        "640 MB",
+        "999 MB",
+        "1.0 GB",
+        "1.5 GB",
+    ]
+    assert [day("2026-11-21T10:00:00Z"), day("yesterday"), day("")] == ["2026-11-21", "yesterday", ""]
+    assert [dataset("1m"), dataset("my own")] == ["MovieLens-1M", "my own"]
+    assert hardware({"device": "cuda"}) == "cuda"
+    assert hardware({"device": "cpu", "hardware": "cpu: x, 1 thread"}) == "cpu: x, 1 thread"
+
+
+def test_chapter_numbers() -> None:
+    assert chapter_number("notebooks/04_bpr") == 4
+    assert chapter_number("book/index") is None
+    plain = {
+        "notebooks/04_bpr": {"figure": {"b": (8,), "a": (7,)}, "exercise": {"e": (3,)}},
+        "book/index": {"figure": {"map": (1,)}},
+    }
+    assert by_chapter(plain) == {
+        "notebooks/04_bpr": {"figure": {"a": (4, 1), "b": (4, 2)}, "exercise": {"e": (4, 1)}},
+        "book/index": {"figure": {"map": (1,)}},
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"claims": [{"id": "a", "statement": "s", "verdict": "holds"}]}']
+)
+def test_damaged_results_are_refused_by_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="utf8")
+    with pytest.raises(BadDataError, match=r"x\.json"):
+        read_claims(path, "notebooks/x")
+
+
+def test_copy_of_another_tool_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.ipynb"
+    path.write_text('{"metadata": {}, "cells": []}', encoding="utf8")
+    with pytest.raises(BadDataError, match="make book"):
+        run_metadata(path)
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/a/b", "https://github.com/only-owner"])
+def test_wrong_address_is_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{address}"\n', encoding="utf8")
+    with pytest.raises(ConfigError, match=r"pyproject\.toml"):
+        repository_url(tmp_path)
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    settings = '[project.urls]\nRepository = "https://github.com/Me/a.book.git"\n'
+    (tmp_path / "pyproject.toml").write_text(settings, encoding="utf8")
+    assert repository_url(tmp_path) == "https://github.com/Me/a.book"
+    assert pages_url("https://github.com/Me/a.book") == "https://me.github.io/a.book/"
+    assert pages_url("https://github.com/Me/me.github.io") == "https://me.github.io/"
+
+
+def test_address_is_stamped_in_every_form() -> None:
+    text = (
+        "https://old.github.io/book/ https://github.com/Old/book. "
+        "[c](https://colab.research.google.com/github/Old/book/blob/main/notebooks/x.ipynb)"
+    )
+    new = stamped(text, "https://github.com/New/other")
+    assert new == (
+        "https://new.github.io/other/ https://github.com/New/other. "
+        "[c](https://colab.research.google.com/github/New/other/blob/main/notebooks/x.ipynb)"
+    )
+    assert stamped(new, "https://github.com/New/other") == new
+
+
+def test_other_build_of_mathjax_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline_assets, "SHA256", "0" * 64)
+    with pytest.raises(ExtensionError, match="not the known build"):
+        offline_assets.mathjax_files()
+    monkeypatch.setattr(offline_assets, "PACKAGE", "no-such-package-anywhere")
+    with pytest.raises(ExtensionError, match="is not installed"):
+        offline_assets.mathjax_files()
