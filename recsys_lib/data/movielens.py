@@ -576,7 +576,7 @@ def _obtain(name: str, folder: Path, progress: bool) -> tuple[Tables, str]:
     """The tables from the first source that gives them, and which one that was."""
     edition = _EDITIONS[name]
     archive = folder / edition.archive
-    url = f"{os.environ.get('RECSYS_MOVIELENS_URL', HOST).rstrip('/')}/{edition.archive}"
+    url = f"{(os.environ.get('RECSYS_MOVIELENS_URL') or HOST).rstrip('/')}/{edition.archive}"
     reasons = []
     if archive.exists():
         try:

@@ -54,7 +54,7 @@ def target(tmp_path: Path) -> Path:
 
 def get(server: FileServer, target: Path, **options: object) -> Path:
     options = {"sha256": SHA256, "progress": False, "backoff": 0.001, "read_timeout": 5.0, **options}
-    return fetch(f"{server.url}/file.bin", target, **options)  # type: ignore[arg-type]
+    return fetch(f"{server.url}/file.bin", target, **options)
 
 
 def cut_after(n: int) -> object:
@@ -100,12 +100,12 @@ def send(body: bytes, content_type: str = "application/zip") -> object:
 
 
 def hang(request: Request, content: bytes) -> None:
-    request.server.over.wait(10)  # type: ignore[attr-defined]
+    request.server.over.wait(10)
 
 
 def stall(request: Request, content: bytes) -> None:
     """Send half of it, then nothing more, without hanging up."""
-    cut_after(len(content) // 2)(request, content)  # type: ignore[operator]
+    cut_after(len(content) // 2)(request, content)
     request.wfile.flush()
     hang(request, content)
 
@@ -368,7 +368,7 @@ def test_a_host_that_never_answers_costs_its_time_limit(server: FileServer, targ
 def test_a_slow_answer_may_take_longer_than_the_connection(server: FileServer, target: Path) -> None:
     def slow(request: Request, content: bytes) -> None:
         time.sleep(0.3)
-        send(content)(request, content)  # type: ignore[operator]
+        send(content)(request, content)
 
     server.files["/file.bin"] = CONTENT
     server.faults["/file.bin"] = [slow]
@@ -584,7 +584,7 @@ def test_processes_take_turns(server: FileServer, target: Path) -> None:
     """Two processes, one of them killed in the middle; the second goes on with what it left."""
 
     def slowly(request: Request, content: bytes) -> None:
-        cut_after(700_000)(request, content)  # type: ignore[operator]
+        cut_after(700_000)(request, content)
         request.wfile.flush()
         hang(request, content)
 

@@ -64,7 +64,7 @@ def test_canonical_order_by_hand() -> None:
 @settings(max_examples=60, deadline=None)
 def test_the_order_of_rows_does_not_matter(frame: pd.DataFrame, rng: object) -> None:
     order = list(range(len(frame)))
-    rng.shuffle(order)  # type: ignore[attr-defined]
+    rng.shuffle(order)
     shuffled = frame.iloc[order]
     a, b = Interactions.from_frame(frame), Interactions.from_frame(shuffled)
     assert same(a, b)
@@ -119,7 +119,7 @@ def test_matrix_of_ratings_sums_repeats_and_refuses_gaps(small: Interactions) ->
     with pytest.raises(ValueError, match=r"shape \(11,\), got \(3,\)"):
         small.matrix(torch.ones(3))
     with pytest.raises(ValueError, match="binary"):
-        small.matrix("count")  # type: ignore[arg-type]
+        small.matrix("count")
 
 
 def test_positives_never_take_a_missing_rating(small: Interactions) -> None:
@@ -351,11 +351,11 @@ def test_frames_that_are_none() -> None:
     with pytest.raises(ValueError, match="empty"):
         Interactions.from_frame(frame.iloc[:0])
     with pytest.raises(TypeError, match="DataFrame, got list"):
-        Interactions.from_frame([(1, 2)])  # type: ignore[arg-type]
+        Interactions.from_frame([(1, 2)])
     with pytest.raises(ValueError, match='several columns "rating"'):
         Interactions.from_frame(pd.concat([frame, frame[["rating"]]], axis=1))
     with pytest.raises(ValueError, match="duplicates must be"):
-        Interactions.from_frame(frame, duplicates="drop")  # type: ignore[arg-type]
+        Interactions.from_frame(frame, duplicates="drop")
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_indices_that_make_no_sense(small: Interactions) -> None:
     with pytest.raises(IndexError, match="out of range"):
         small[[-12]]
     with pytest.raises(IndexError, match="boolean mask or integers"):
-        small[[0.5]]  # type: ignore[list-item]
+        small[[0.5]]
     with pytest.raises(IndexError, match="1-D"):
         small[torch.zeros(2, 2, dtype=torch.long)]
     with pytest.raises(IndexError, match="user 4 is out of range"):

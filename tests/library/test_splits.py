@@ -239,7 +239,7 @@ def test_fractions_round_up_but_not_by_floating_point() -> None:
 @pytest.mark.parametrize("n", [0, -1, 1.0, 0.0, 1.5, True, "1", None, float("nan")])
 def test_amounts_that_make_no_sense(small: Interactions, n: object) -> None:
     with pytest.raises(ValueError, match="n must be"):
-        leave_last_out(small, n)  # type: ignore[arg-type]
+        leave_last_out(small, n)
 
 
 def test_amounts_of_numpy(small: Interactions) -> None:
@@ -253,7 +253,7 @@ def test_ties_that_make_no_sense(small: Interactions) -> None:
     with pytest.raises(ValueError, match="not a number"):
         leave_last_out(small, ties=torch.full((11,), torch.nan))
     with pytest.raises(ValueError, match="ties must be"):
-        leave_last_out(small, ties="item")  # type: ignore[arg-type]
+        leave_last_out(small, ties="item")
 
 
 def test_without_times_nothing_can_be_held_out_by_time() -> None:
