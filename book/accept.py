@@ -19,7 +19,7 @@ ACCEPTED = ROOT / "book" / "accepted.json"
 BAND, DETERMINISTIC_BAND, WIDEST_BAND = 0.1, 0.02, 0.5
 
 Bands = dict[str, dict[str, dict[str, float]]]
-ADVICE = "if that is meant, run `make accept` and read the difference"
+ADVICE = "if this is meant, run `make accept` and read the difference"
 
 
 def headlines(record: dict[str, Any]) -> dict[str, tuple[float, bool]]:
@@ -41,19 +41,13 @@ def problems(accepted: Bands, results: dict[str, dict[str, Any]]) -> list[str]:
         accepted: the bands, by chapter and name.
         results: what the chapters recorded, by chapter.
     """
-    found = [
-        f"{chapter}: has accepted results but recorded none; {ADVICE}"
-        for chapter in accepted.keys() - results
-    ]
+    found = [f"{chapter}: has accepted results but recorded none" for chapter in accepted.keys() - results]
     for chapter, record in results.items():
         bands, measured = accepted.get(chapter, {}), headlines(record)
-        found += [
-            f"{chapter}: the headline result {name!r} is missing; {ADVICE}"
-            for name in bands.keys() - measured
-        ]
+        found += [f"{chapter}: the headline result {name!r} is missing" for name in bands.keys() - measured]
         for name, (value, _) in measured.items():
             if name not in bands:
-                found.append(f"{chapter}: {name!r} is a new headline result ({value:.4g}); {ADVICE}")
+                found.append(f"{chapter}: {name!r} is a new headline result ({value:.4g})")
                 continue
             center, width = bands[name]["value"], bands[name]["rel"]
             if not center or not 0 < width <= WIDEST_BAND:
@@ -62,9 +56,7 @@ def problems(accepted: Bands, results: dict[str, dict[str, Any]]) -> list[str]:
                 )
             elif not abs(value - center) <= width * abs(center):
                 off = (value - center) / abs(center)
-                found.append(
-                    f"{chapter}: {name!r} is {value:.4g}, {off:+.1%} off {center:.4g} ± {width:.0%}; {ADVICE}"
-                )
+                found.append(f"{chapter}: {name!r} is {value:.4g}, {off:+.1%} off {center:.4g} ± {width:.0%}")
     return sorted(found)
 
 
@@ -76,7 +68,7 @@ def renew(accepted: Bands, results: dict[str, dict[str, Any]]) -> Bands:
     """
     bands: Bands = {}
     for chapter, record in sorted(results.items()):
-        for name, (value, deterministic) in headlines(record).items():
+        for name, (value, deterministic) in sorted(headlines(record).items()):
             rounded = float(f"{value:.4g}")
             if not rounded or not math.isfinite(rounded):
                 raise ValueError(f"{chapter}: the headline result {name!r} is {value}; it cannot be accepted")
@@ -84,6 +76,15 @@ def renew(accepted: Bands, results: dict[str, dict[str, Any]]) -> Bands:
             width = accepted.get(chapter, {}).get(name, {}).get("rel", default)
             bands.setdefault(chapter, {})[name] = {"value": rounded, "rel": width}
     return bands
+
+
+def layout_of(bands: Bands) -> str:
+    """The text of the file: a line for each result, so that a difference reads like a table."""
+    chapters = []
+    for chapter, named in bands.items():
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(band)}" for name, band in named.items())
+        chapters.append(f" {json.dumps(chapter)}: {{\n{lines}\n }}")
+    return "{\n" + ",\n".join(chapters) + "\n}\n"
 
 
 def read_accepted(path: Path = ACCEPTED) -> Bands:
@@ -112,14 +113,14 @@ def main(arguments: list[str] | None = None) -> int:
     accepted, results = read_accepted(), read_results(layout)
     if options.check:
         found = problems(accepted, results)
-        print("\n".join(found) or "every headline result is in its band")
+        print("\n".join([*found, ADVICE] if found else ["every headline result is in its band"]))
         return 1 if found else 0
     try:
         bands = renew(accepted, results)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    write(ACCEPTED, json.dumps(bands, indent=1, ensure_ascii=False) + "\n")
+    write(ACCEPTED, layout_of(bands))
     print(f"accepted {sum(map(len, bands.values()))} results of {len(bands)} chapters; read the difference")
     return 0
 

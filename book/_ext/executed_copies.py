@@ -4,12 +4,13 @@ The committed notebooks hold no outputs. ``book/execute.py`` runs them and keeps
 ``_build/executed``. When Sphinx reads a notebook, this extension hands it the text of the copy instead, so
 that addresses, launch buttons and downloads keep pointing at the committed source.
 
-Four things that an incremental build would get wrong are seen to:
+Five things that an incremental build would get wrong are seen to:
 
 * a copy that is missing, or older than what it was made from, is a warning on every build, not only when the
   page is read again;
 * a page is read again when its copy or its results file changes;
 * a number glued from another page is written again when that other page was read again;
+* every page is written again when the contents, which it shows in its side bar, have changed;
 * a build that was interrupted or had warnings leaves nothing that the next build takes for finished.
 """
 
@@ -99,6 +100,14 @@ def glue_users(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return [docname for docname, sources in glued.items() if sources & reread and docname in env.found_docs]
 
 
+def contents_changed(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Return all pages if the titles in their side bars have changed (``env-updated``)."""
+    titles = {docname: title.astext() for docname, title in env.titles.items()}
+    before = vars(env).get("book_titles", titles)
+    vars(env)["book_titles"] = titles
+    return sorted(env.found_docs) if titles != before else []
+
+
 def begin(app: Sphinx, config: Config) -> None:
     """Start afresh after a build that did not finish cleanly (``config-inited``: no state is loaded yet)."""
     folder = Path(app.doctreedir)
@@ -126,5 +135,6 @@ def setup(app: Sphinx) -> dict[str, bool | int]:
     app.connect("env-purge-doc", forget_glue)
     app.connect("env-merge-info", merge_glue)
     app.connect("env-updated", glue_users)
+    app.connect("env-updated", contents_changed)
     app.connect("build-finished", end, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 1}

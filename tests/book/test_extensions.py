@@ -303,8 +303,10 @@ def test_only_what_changed_is_done_again(book: Book) -> None:
 
     copy = book.folder / "_build" / "executed" / "notebooks" / "01_first.ipynb"
     copy.write_text(copy.read_text("utf8").replace("executed 0.75", "done"), encoding="utf8")
+    book.write("book/status.md", "# Runs\n\n```{status}\n```\n")
     assert book.build().returncode == 0
     assert "done" in book.page("notebooks/01_first").select_one(".cell_output").get_text()
+    assert "Runs" in book.page("notebooks/04_second").select_one(".bd-sidebar-primary").get_text()
 
 
 def test_missing_copy_fails_every_build(book: Book) -> None:
