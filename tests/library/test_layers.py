@@ -111,3 +111,14 @@ def test_nothing_keeps_a_hosted_notebook_from_its_own_torch_and_numpy():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name, specifier in bounds(project["dependencies"]).items():
         assert {one.operator for one in specifier} <= {">="}, f"{name} has more than a lower bound"
+
+
+def test_the_hooks_run_the_same_checks_as_make_lint():
+    recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    checks = [re.sub(r" \.$", "", line.strip().removeprefix("$(BIN)/")) for line in recipe[1].splitlines()]
+    assert len(checks) >= 5
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    entries = [hook["entry"].removeprefix(".venv/bin/") for hook in config["repos"][0]["hooks"]]
+    for check in checks:
+        tool = check.removesuffix(" --check")  # a hook may mend what the target only reports
+        assert any(entry.startswith(tool) for entry in entries), f"{check} is no hook"
