@@ -27,7 +27,7 @@ __all__ = [
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Dot product a . b = sum_f a_f b_f = |a| |b| cos(a, b): the angle, times both lengths.
 
-    It is not a measure of the angle alone, nor a metric: the vector most similar to a is rarely a itself, but
+    It is not a measure of the angle alone, nor a metric: the vector most similar to a is not always a itself, but
     a longer one.
 
     Args:
