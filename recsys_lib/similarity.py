@@ -27,8 +27,8 @@ __all__ = [
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Dot product a . b = sum_f a_f b_f = |a| |b| cos(a, b): the angle, times both lengths.
 
-    It is not a measure of the angle alone, nor a metric: the vector most similar to a is not always a itself, but
-    a longer one.
+    It is not a measure of the angle alone, nor a metric: the vector most similar to a need not be a
+    itself, but may be a longer one.
 
     Args:
         a: (M, d).
