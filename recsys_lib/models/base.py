@@ -295,7 +295,7 @@ class Recommender(
         self.train(was_training)
         per_user = torch.cat(values)
         if not len(per_user):
-            raise ValueError("every validation item is already in its user's training events: nothing is held out")
+            raise ValueError("nothing is held out: every validation item is among its user's training events")
         return float(per_user.mean())
 
     # Checks.

@@ -9,6 +9,8 @@ from recsys_lib.models.history import HistoryRecommender
 
 __all__ = ["EASE"]
 
+_CELLS = 2**24  # of a dense block of users, 128 MB in float64
+
 
 class EASE(HistoryRecommender):
     """Embarrassingly shallow autoencoder: every item predicted from the user's other items.
@@ -66,7 +68,7 @@ def _gram(crow: Tensor, items: Tensor, n_items: int) -> Tensor:
     """X'X (n_items, n_items), in float64 where the device has it: an inverse in float32 loses digits."""
     dtype = torch.float32 if items.device.type == "mps" else torch.float64
     n_users = len(crow) - 1
-    rows = max(1, 2**24 // n_items)  # users at a time, so that the dense block stays below 128 MB
+    rows = max(1, _CELLS // n_items)  # users at a time
     gram = torch.zeros(n_items, n_items, dtype=dtype, device=items.device)
     for start in range(0, n_users, rows):
         stop = min(start + rows, n_users)

@@ -10,6 +10,8 @@ from recsys_lib.training import progress as progress_bar
 
 __all__ = ["ItemKNN", "UserKNN"]
 
+_CELLS = 2**24  # of a dense block of similarities, 64 MB
+
 
 class ItemKNN(HistoryRecommender):
     """Scores an item by how similar it is to the items in the user's history.
@@ -168,7 +170,7 @@ def _nearest(
     counts = torch.bincount(rows, minlength=n_rows).float()  # (R,)
     order = rows.argsort(stable=True)
     crow = torch.cat([order.new_zeros(1), torch.bincount(rows, minlength=n_rows).cumsum(0)])  # (R + 1,)
-    size = max(1, 2**24 // (n_rows + n_columns))  # keeps a block below 64 MB
+    size = max(1, _CELLS // (n_rows + n_columns))
     neighbors, similarities = [], []
     starts = range(0, n_rows, size)
     for start in progress_bar(starts, "neighbors", enabled=progress):
