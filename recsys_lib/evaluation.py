@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -397,24 +398,38 @@ class _Task:
 
     def relevant_pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Row (counted from start) and item of what the users start to stop should find: (E,), (E,)."""
-        return self._pairs(self.relevant, start, stop)
+        return _between(*self._relevant_pairs, start, stop)
 
     def seen_pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Row (counted from start) and item of what the users start to stop have seen: (E,), (E,)."""
-        return self._pairs(self.seen, start, stop)
+        return _between(*self._seen_pairs, start, stop)
 
-    def _pairs(self, keys: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        users = self.users[start:stop]  # (b,)
-        first, last = users[:1] * self.n_items, users[-1:] * self.n_items + self.n_items
-        keys = keys[torch.searchsorted(keys, first) : torch.searchsorted(keys, last)]
+    # Decoded once, for all chunks: many small steps in each would cost more than one large one.
+
+    @cached_property
+    def _relevant_pairs(self) -> tuple[Tensor, Tensor]:
+        return self._decode(self.relevant)
+
+    @cached_property
+    def _seen_pairs(self) -> tuple[Tensor, Tensor]:
+        return self._decode(self.seen)
+
+    def _decode(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys of ranked users as places in ``users``, ascending, and items: (E,), (E,)."""
         user = keys // self.n_items
-        known = _among(user, users)  # users in between may not be ranked
-        return torch.searchsorted(users, user[known]), keys[known] % self.n_items
+        ranked = _among(user, self.users)
+        return torch.searchsorted(self.users, user[ranked]), keys[ranked] % self.n_items
 
     def hits(self, lists: Tensor) -> Tensor:
         """(U, k) lists -> (U, k) bool: is it relevant?"""
         keys = self.users[:, None] * self.n_items + lists  # (U, k)
         return _among(keys, self.relevant) & (lists >= 0)  # an item of -1 would be the previous user's last
+
+
+def _between(row: Tensor, item: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """The pairs whose row is in start to stop, counted from start. Rows ascend."""
+    first, last = torch.searchsorted(row, torch.tensor([start, stop], device=row.device)).tolist()
+    return row[first:last] - start, item[first:last]
 
 
 def _rank(
@@ -434,12 +449,17 @@ def _rank(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     starts = range(0, len(task.users), batch_size)
-    lists, aucs = [], []
+    lists, aucs, work = [], [], None
     with torch.no_grad(), _evaluation_mode(model):
         for start in progress_bar(starts, "ranking", enabled=progress):
             stop = min(start + batch_size, len(task.users))
             users = task.users[start:stop].to(device)  # (b,)
-            scores = _checked_scores(model.score(users), users, task.n_items)  # (b, N) a copy
+            scores = _checked_scores(model.score(users), users, task.n_items)  # (b, N)
+            if work is None:
+                work = torch.empty_like(scores, memory_format=torch.contiguous_format)
+            # Written to below: a copy, for the model may have returned a view of its own state, and always in
+            # the same memory, for fresh pages cost more than the copy itself.
+            scores = work[: stop - start].copy_(scores)  # (b, N)
             out = tuple(index.to(scores.device) for index in excluded(start, stop))
             if with_auc:
                 candidate = torch.ones_like(scores, dtype=torch.bool)  # (b, N)
@@ -466,13 +486,13 @@ def _device(model: object) -> torch.device:
 
 
 def _checked_scores(scores: Tensor, users: Tensor, n_items: int) -> Tensor:
-    """A copy that may be written to: a model may return a view of its own state."""
+    """The scores, if they are what they should be."""
     if scores.shape != (len(users), n_items) or not scores.is_floating_point():
         raise ValueError(
             f"model.score must return ({len(users)}, {n_items}) real scores for {len(users)} users; "
             f"got {tuple(scores.shape)} {scores.dtype}"
         )
-    return scores.clone(memory_format=torch.contiguous_format)
+    return scores
 
 
 def _report(

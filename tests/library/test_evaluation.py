@@ -1,6 +1,7 @@
 """The evaluator against other implementations, against chance, and against faulty models."""
 
 import math
+import time
 from collections.abc import Callable
 
 import ir_measures
@@ -15,7 +16,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from recsys_lib.data import Interactions
-from recsys_lib.evaluation import Report, compare, evaluate, mean_report, sampled_evaluate, users_needed
+from recsys_lib.evaluation import (
+    Report,
+    _device,
+    compare,
+    evaluate,
+    mean_report,
+    sampled_evaluate,
+    users_needed,
+)
 
 quick = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
@@ -182,11 +191,14 @@ def test_a_constant_model_earns_what_chance_earns() -> None:
     test, seen = torch.zeros(2, n_users, n_items, dtype=torch.bool)
     test[users, users % 25] = True  # always one of the lower-numbered half
     seen[users, 25 + users % 25] = True
+    lists = []
     for seed in (0, 1):
         report = evaluate(Constant(n_items), events(test), seen=events(seen), k=k, seed=seed)
         assert within_chance(report.per_user["hit_rate@10"].sum().item(), n_users, k / (n_items - 1))
         assert report.metrics["coverage@10"] == 1
         assert report.metrics["gini@10"] < 0.05
+        lists.append(report.items)
+    assert not torch.equal(*lists)  # the seed decides
     report = evaluate(Constant(n_items), events(test), seen=events(seen), metrics=["auc"])
     assert set(report.per_user["auc"].tolist()) == {0.5}
 
@@ -203,6 +215,11 @@ def test_what_the_lists_do_to_the_catalog() -> None:
     # One of two users has item 4: one bit. Nobody has the others: counted as one user.
     assert report.per_user["novelty@2"].tolist() == [1, 1]
     assert report.per_user["diversity@2"].tolist() == pytest.approx([1, 0])
+    short, both = (
+        evaluate(Table(scores), events(test), seen=events(seen), k=k, item_features=features)
+        for k in (1, [1, 2])
+    )
+    assert both.metrics == short.metrics | report.metrics
 
 
 def test_minus_infinity_declines_an_item() -> None:
@@ -302,6 +319,13 @@ def test_nothing_is_made_on_the_default_device() -> None:
         assert everything() == expected
 
 
+def test_users_are_made_where_the_model_is() -> None:
+    module, model = nn.Linear(2, 2, device="meta"), Constant(5)
+    assert [_device(x).type for x in (module, model)] == ["meta", "cpu"]
+    model.device = torch.device("meta")  # type: ignore[attr-defined]
+    assert _device(model).type == "meta"
+
+
 def test_progress_is_silent_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(Constant(5), events(torch.eye(3, 5).bool()), k=2)
     assert capsys.readouterr() == ("", "")
@@ -317,7 +341,9 @@ def report_of(seed: int, k: int = 5) -> Report:
 
 
 def test_report_interval_and_frame() -> None:
+    start = time.perf_counter()
     report = report_of(0)
+    assert 0 < report.seconds <= time.perf_counter() - start
     low, high = report.interval("ndcg@5")
     assert low < report.metrics["ndcg@5"] < high
     narrow = report.interval("ndcg@5", level=0.5)
@@ -372,6 +398,12 @@ def test_compare_refuses_other_users_items_metrics_and_protocols() -> None:
     fewer = evaluate(Constant(25), events(test), seen=events(seen), k=5, users=a.users[1:])
     with pytest.raises(ValueError, match="different users or test items"):
         compare(a, fewer, "ndcg@5")
+    one_each = events(torch.eye(4, 25).bool())
+    first, last = (
+        evaluate(Constant(25), one_each, k=5, users=torch.arange(4)[part]) for part in (slice(3), slice(1, 4))
+    )
+    with pytest.raises(ValueError, match="different users or test items"):
+        compare(first, last, "ndcg@5")
     other_seen = evaluate(Constant(25), events(test), k=5, users=a.users)
     with pytest.raises(ValueError, match="different users or test items"):
         compare(a, other_seen, "ndcg@5")

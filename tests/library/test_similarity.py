@@ -75,6 +75,13 @@ def test_cosine_of_a_zero_vector_is_zero_with_a_finite_gradient() -> None:
     assert b.grad.isfinite().all()
 
 
+def test_cosine_stays_within_its_bounds_where_rounding_would_leave_them() -> None:
+    x = randn(3000, 7)
+    assert s.dot(s.normalize(x), s.normalize(x)).max() > 1
+    assert s.cosine(x, x).max() == 1
+    assert s.cosine(x, -x).min() == -1
+
+
 def test_cosine_eps_is_the_length_below_which_a_vector_has_no_direction() -> None:
     a = torch.tensor([[0.3, 0.4], [0.6, 0.8]])
     assert s.cosine(a, a, eps=0.6).tolist() == [[0, 0], [0, pytest.approx(1)]]
@@ -193,6 +200,14 @@ def test_tfidf_equals_scikit_learn(
     result = s.tfidf(given, smooth=smooth, sublinear=sublinear, normalized=normalized)
     assert result.layout == layout
     np.testing.assert_allclose(result.to_dense(), expected, atol=1e-9)
+
+
+def test_tfidf_does_not_count_a_stored_zero_as_a_document() -> None:
+    counts = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    stored = torch.sparse_coo_tensor(
+        [[0, 0, 1, 1], [0, 1, 0, 1]], counts.flatten(), (2, 2), check_invariants=True
+    )
+    torch.testing.assert_close(s.tfidf(stored).to_dense(), s.tfidf(counts))
 
 
 def test_tfidf_takes_counts_as_integers_and_refuses_negative_ones() -> None:

@@ -71,6 +71,7 @@ def test_the_defaults_come_first_and_no_trial_comes_twice(split: Split) -> None:
     assert len(result.trials) == len(Mixture.made) == 6
     assert Mixture.made[0] == {"alpha": 0.25, "beta": 1, "seed": 7}
     assert all(made["seed"] == 7 for made in Mixture.made)
+    assert result.best in Mixture.made
     assert len({tuple(made.items()) for made in Mixture.made}) == 6
     assert result.trials[["alpha", "beta"]].to_dict("records") == [
         {"alpha": made["alpha"], "beta": made["beta"]} for made in Mixture.made
@@ -122,7 +123,7 @@ def test_a_function_will_do_and_defaults_that_cannot_be_known_are_missing(split:
 
 def test_a_real_model(split: Split) -> None:
     result = tune(ItemKNN, {"k": [5, 20], "shrink": [0.0, 10.0]}, NoTest(split), budget=3)
-    assert result.trials.iloc[0]["k"] == 100
+    assert result.trials.iloc[0]["k"] == ItemKNN().k
     assert len(result.trials) == 3
 
 
