@@ -381,6 +381,12 @@ def test_bert4rec_asks_for_hidden_events_and_for_next_ones():
     assert set(ends[cut].tolist()) == set(range(2, 9))
     assert masked[~cut].any(1).all()
     assert 0.22 < masked[~cut].float().mean() < 0.36
+    # Padding is never asked for.
+    model.next_rate = 0.0
+    model._questions(windows, torch.arange(400) % 8 + 2, seed_generator(0))
+    (rows, ends), masked = calls[1], calls[1][0] == N_ITEMS
+    assert not (masked & ~present_tokens(ends, 9)).any()
+    assert masked.any(1).all()
     # With next_rate=0 and hardly any masks, the last event is asked for.
     model.mask_rate, model.next_rate = 1e-9, 0.0
     _, targets = model._questions(windows, lengths, seed_generator(0))
