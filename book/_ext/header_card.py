@@ -34,7 +34,7 @@ class run_card(nodes.Admonition, nodes.Element):  # noqa: N801 - docutils names 
     """The card; an admonition, so that it is left out of a page's description."""
 
 
-class run_fact(nodes.Part, nodes.Element):  # noqa: N801
+class run_fact(nodes.Part, nodes.Element):  # noqa: N801 - as above
     """A name and its value on the card, kept together."""
 
 
