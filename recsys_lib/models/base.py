@@ -6,11 +6,9 @@ random state, devices, the list of recommendations, the files.
 
 import inspect
 import json
-import os
-import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recsys_lib.data import Interactions
+from recsys_lib.files import write_whole
 from recsys_lib.metrics import ndcg, rank_topk
 from recsys_lib.training import isolated_rng, resolve_device
 
@@ -332,9 +331,11 @@ class Recommender(
             "fit_seconds": round(self.fit_seconds, 3),
         }
         metadata = {"format": "pt", "model_class": model_class}
-        _write_whole(save_directory / WEIGHTS_FILE, lambda path: save_file(state, path, metadata=metadata))
+        with write_whole(save_directory / WEIGHTS_FILE) as part:
+            save_file(state, part, metadata=metadata)
         text = json.dumps(config, sort_keys=True, indent=2) + "\n"
-        _write_whole(save_directory / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        with write_whole(save_directory / CONFIG_FILE) as part:
+            part.write_text(text, encoding="utf8")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -477,34 +478,42 @@ def ragged(crow: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return start[row] + within, row
 
 
-def check_histories(histories: Sequence[Tensor], n_items: int) -> tuple[Tensor, Tensor]:
+def check_histories(
+    histories: Sequence[Tensor | Sequence[int]], n_items: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Checks histories given as item indices and joins them.
 
     Args:
-        histories: B tensors, each (L_b,) integer item indices, oldest first; empty ones are allowed.
+        histories: B lists or tensors, each (L_b,) integer item indices, oldest first; empty ones are allowed.
         n_items: size of the catalog.
+        device: where the result lives if all histories are lists; else it is on the first tensor's.
 
     Returns:
         items (E,) int64, all histories one after another; lengths (B,) int64.
 
     Raises:
-        TypeError: not a list of integer tensors.
+        TypeError: not a list of lists or tensors of integers.
         ValueError: no history at all, or one that is not one-dimensional.
         IndexError: an item that the model does not know.
     """
-    if not isinstance(histories, list | tuple):
+    if not isinstance(histories, Sequence):
         raise TypeError(
-            f"histories must be a list of item tensors, one a user, got {type(histories).__name__}"
+            f"histories must be a list with one history a user, itself a list or tensor of item indices; "
+            f"got {type(histories).__name__}"
         )
     if not histories:
         raise ValueError("histories is empty; give at least one, which may itself be empty")
-    checked = [
+    device = next((history.device for history in histories if isinstance(history, Tensor)), device)
+    checked = []
+    for history in histories:
+        try:
+            indices = torch.as_tensor(history, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"each history must be a list or tensor of item indices ({error})") from error
         # torch.tensor([]) is float, and an empty history has nothing to misread.
-        history.long() if isinstance(history, Tensor) and history.ndim == 1 and not len(history)
-        else _check_indices(history, n_items, "item")
-        for history in histories
-    ]  # fmt: skip
-    lengths = torch.tensor([len(history) for history in checked], device=checked[0].device)  # (B,)
+        empty = indices.ndim == 1 and not len(indices)
+        checked.append(indices.long() if empty else _check_indices(indices, n_items, "item"))
+    lengths = torch.tensor([len(history) for history in checked], device=device)  # (B,)
     return torch.cat(checked), lengths
 
 
@@ -538,21 +547,3 @@ def _check_indices(indices: Tensor, n: int, what: str) -> Tensor:
                 f"the model was fitted on {n} {what}s, 0 to {n - 1}"
             )
     return indices
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the target and renames, so that no reader meets half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the mode that any new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -135,28 +135,29 @@ class HistoryRecommender(Recommender):
 
     @torch.no_grad()
     def score_histories(
-        self, histories: Sequence[Tensor], timestamps: Sequence[Tensor] | None = None
+        self,
+        histories: Sequence[Tensor | Sequence[int]],
+        timestamps: Sequence[Tensor | Sequence[int]] | None = None,
     ) -> Tensor:
         """Scores every item for users given by their histories, known to the model or not.
 
         Args:
-            histories: B tensors of item indices, each (L_b,) oldest first; may be empty. Repeats count
-                once, at their last place.
-            timestamps: B tensors of seconds, each (L_b,), when the events happened. Without them the order
-                stands in: every event is later than the one before it. A model with ``half_life_days``
-                needs them.
+            histories: B lists or tensors of item indices, each (L_b,) oldest first; may be empty. Repeats
+                count once, at their last place.
+            timestamps: B lists or tensors of seconds, each (L_b,), when the events happened. Without them
+                the order stands in: every event is later than the one before it. A model with
+                ``half_life_days`` needs them.
 
         Returns:
-            (B, n_items) float32 on the histories' device.
+            (B, n_items) float32 on the histories' device; for lists of numbers, on the model's.
 
         Raises:
             NotFittedError: before ``fit``.
-            TypeError, ValueError, IndexError: histories that are no lists of known items, or timestamps
-            that do
-                not match them.
+            TypeError, ValueError, IndexError: histories that are no lists of known items, or timestamps that
+                do not match them.
         """
         self._check_fitted()
-        items, lengths = check_histories(histories, self.n_items)  # (E,), (B,)
+        items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
         if timestamps is None:
             if self.half_life_days is not None:
                 raise ValueError(
@@ -167,7 +168,8 @@ class HistoryRecommender(Recommender):
         else:
             if [len(t) for t in timestamps] != [len(history) for history in histories]:
                 raise ValueError("timestamps must have one entry for each item of each history")
-            times = torch.cat(list(timestamps)).to(device=items.device, dtype=torch.int64)  # (E,)
+            given = [torch.as_tensor(t, dtype=torch.int64, device=items.device) for t in timestamps]
+            times = torch.cat(given)  # (E,)
         device = items.device
         row = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)  # (E,)
         events = distinct(row, items, times, len(lengths), self.n_items)

@@ -101,7 +101,7 @@ def _transitions(interactions: Interactions) -> tuple[Tensor, Tensor]:
     following[:-1] = size[1:].where(owner[1:] == owner[:-1], 0)
 
     # What may come right after an event: the others of its group, and the group that follows. The two lie
-    # side by # side, so they are one row of a CSR matrix: row 2 g, with the odd rows as the gaps between.
+    # side by side, so they are one row of a CSR matrix: row 2 g, with the odd rows as the gaps between.
     crow = torch.stack([start, start + size + following], dim=1).flatten()  # (2 G,)
     pairs = (size + following)[group]  # (E,)
     chunk = pairs.cumsum(0).div(_PAIRS, rounding_mode="floor")  # (E,)

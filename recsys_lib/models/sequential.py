@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recsys_lib.attention import EncoderBlock, MultiHeadAttention, padding_mask, present_tokens
+from recsys_lib.attention import EncoderBlock, padding_mask, present_tokens
 from recsys_lib.data import Interactions
 from recsys_lib.losses import bce_loss, gbce_loss, sampled_softmax_loss, softmax_loss
 from recsys_lib.models.base import Recommender, check_histories, ragged
@@ -78,7 +78,10 @@ class SequenceEncoder(nn.Module):
         self.causal = causal
         self.item_embedding = nn.Embedding(n_tokens, dim)
         self.position_embedding: nn.Embedding | None = nn.Embedding(max_length, dim) if positions else None
-        self.blocks = nn.ModuleList(EncoderBlock(dim, n_heads, dropout=dropout) for _ in range(n_layers))
+        # Dropped attention weights gain nothing here, and cost the fused kernel.
+        self.blocks = nn.ModuleList(
+            EncoderBlock(dim, n_heads, dropout=dropout, attention_dropout=0.0) for _ in range(n_layers)
+        )
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         for module in self.modules():
@@ -87,9 +90,6 @@ class SequenceEncoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            if isinstance(module, MultiHeadAttention):
-                # Dropped weights gain nothing here, and cost the fused kernel.
-                module.dropout = 0.0
 
     def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Encodes a batch of rows.
@@ -403,8 +403,7 @@ class SequentialRecommender(Recommender):
             IndexError: an item that the model does not know; the message names it.
         """
         self._check_fitted()
-        tensors = self._tensors(histories)
-        items, lengths = check_histories(tensors, self.n_items)  # (E,), (B,)
+        items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
         scores = self._score_sequences(items.to(self.device), lengths.to(self.device))  # (B, n_items)
         return scores.to(device=items.device, dtype=torch.float32)
 
@@ -425,7 +424,7 @@ class SequentialRecommender(Recommender):
             NotFittedError, TypeError, IndexError: as ``score_histories``.
         """
         self._check_fitted()
-        items, lengths = check_histories(self._tensors([history]), self.n_items)  # (L,), (1,)
+        items, lengths = check_histories([history], self.n_items, self.device)  # (L,), (1,)
         if not len(items):
             raise ValueError("an empty history has no events to look at")
         recent = items[-self.max_length :].to(self.device)[None]  # (1, T)
@@ -454,19 +453,6 @@ class SequentialRecommender(Recommender):
             last = hidden[torch.arange(len(ends), device=ends.device), ends - 1]  # (b, d)
             scores[chosen] = last @ vectors.mT  # (b, n_items)
         return scores
-
-    def _tensors(self, histories: object) -> list[Tensor]:
-        """Histories as tensors on one device: the first tensor's, or the model's where all are lists."""
-        if isinstance(histories, str) or not isinstance(histories, Sequence):
-            raise TypeError(
-                f"histories must be a list with one history a user, itself a list or tensor of item indices; "
-                f"got {type(histories).__name__}"
-            )
-        device = next((history.device for history in histories if isinstance(history, Tensor)), self.device)
-        try:
-            return [torch.as_tensor(history, device=device) for history in histories]
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"each history must be a list or tensor of item indices ({error})") from error
 
 
 class SASRec(SequentialRecommender):

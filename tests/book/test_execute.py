@@ -306,7 +306,7 @@ def test_a_full_disk_leaves_the_former_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(execute.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         execute.write(file, "after")
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]

@@ -3,6 +3,7 @@ import inspect
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -152,7 +153,7 @@ def test_a_full_disk_leaves_no_file(chapter, tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         chapter.finish()
     assert list(tmp_path.iterdir()) == []

@@ -181,6 +181,9 @@ def test_histories_of_strangers(name):
     # An item that comes twice counts once, at its last place: 3, 1 again.
     torch.testing.assert_close(again[0], scores[0])
     assert torch.equal(model.score_histories([histories[0]])[0], scores[0])
+    # Lists serve as well as tensors, as with SASRec.
+    assert torch.equal(model.score_histories([[3, 1], [], [1, 3]]), scores)
+    assert torch.equal(model.score_histories([[3, 1]], [[5, 2]])[0], scores[2])
 
 
 def test_histories_that_make_no_sense_are_refused():
@@ -194,12 +197,21 @@ def test_histories_that_make_no_sense_are_refused():
         ([torch.tensor([1, 12])], IndexError, "item 12 is unknown.*fitted on 12 items"),
         ([torch.tensor([0.5])], TypeError, "integer indices"),
         ([torch.tensor([[1]])], ValueError, "one-dimensional"),
-        ([[1, 2]], TypeError, "must be a tensor of item indices"),
-        (torch.tensor([1, 2]), TypeError, "must be a list of item tensors"),
+        ([["a"]], TypeError, "each history must be a list or tensor of item indices"),
+        (["12"], TypeError, "each history must be a list or tensor of item indices"),
+        ([[0.5]], TypeError, "integer indices"),
+        ([3], ValueError, "one-dimensional"),
+        (torch.tensor([1, 2]), TypeError, "a list with one history a user.*got Tensor"),
+        ("12", TypeError, "each history must be a list or tensor of item indices"),
         ([], ValueError, "histories is empty"),
     ):
         with pytest.raises(error, match=match):
-            check_histories(histories, 12)
+            check_histories(histories, 12, torch.device("cpu"))
+    joined = check_histories([[1, 2], (), torch.tensor([3])], 12, torch.device("cpu"))
+    assert [t.tolist() for t in joined] == [[1, 2, 3], [2, 0, 1]]
+    items, lengths = check_histories([[1], []], 12, torch.device("meta"))
+    assert items.is_meta
+    assert lengths.is_meta
 
 
 @quick
