@@ -34,7 +34,7 @@ from recsys_lib.files import write_whole
 from recsys_lib.training import resolve_device
 
 if TYPE_CHECKING:
-    from recsys_lib.evaluation import Report
+    from recsys_lib.evaluation import Comparison, Report
 
 __all__ = ["PALETTE", "Chapter", "figure_style", "recorded", "results_dir", "show_source"]
 
@@ -193,6 +193,25 @@ class Chapter:
         if headline:
             self._headline_numbers[name] = deterministic
         _glue(name, number)
+
+    def difference(self, name: str, comparison: "Comparison") -> None:
+        """Records a paired difference and its interval.
+
+        Glues ``name``, ``name_low`` and ``name_high`` (hyphens become underscores).
+
+        Args:
+            name: of the value, unique in the chapter.
+            comparison: what `recsys_lib.evaluation.compare` returned.
+
+        Raises:
+            ValueError: a value is not finite, or the name is malformed or already taken.
+        """
+        values = {name: comparison.mean, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
+        numbers = {key: _finite(key, value) for key, value in values.items()}
+        self._claim_names(*numbers)
+        for key, number in numbers.items():
+            self._numbers[key] = number
+            _glue(key, number)
 
     def text(self, name: str, value: str) -> None:
         """Records and glues a word or a phrase that depends on the run, such as the name of the best model.

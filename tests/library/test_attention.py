@@ -481,9 +481,10 @@ def test_block_drops_out_in_training_only() -> None:
     assert not block(x).equal(block(x))
     block.eval()
     assert block(x).equal(block(x))
-    no_attention_dropout = EncoderBlock(16, 4, dropout=0.5)
-    no_attention_dropout.dropout.eval()
-    assert not no_attention_dropout(x).equal(no_attention_dropout(x)), "attention weights are dropped too"
+    for attention_dropout, dropped in ((None, True), (0.5, True), (0.0, False)):
+        block = EncoderBlock(16, 4, dropout=0.5, attention_dropout=attention_dropout)
+        block.dropout.eval()  # what is left is the dropout of attention weights
+        assert block(x).equal(block(x)) != dropped
 
 
 def test_only_the_residual_survives_full_dropout() -> None:

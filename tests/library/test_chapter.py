@@ -3,6 +3,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 import recsys_lib.chapter as module
 from recsys_lib import losses
 from recsys_lib.chapter import PALETTE, Chapter, figure_style, recorded, results_dir, show_source
+from recsys_lib.evaluation import Comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +111,19 @@ def test_a_name_stands_for_one_value(chapter):
     chapter.claim("x", "A.", "holds", "b")
     with pytest.raises(ValueError, match="recorded before"):
         chapter.claim("x", "B.", "holds", "b")
+
+
+def test_a_difference_is_three_numbers(chapter, tmp_path):
+    gap = Comparison(mean=0.02, low=0.01, high=0.03, p_value=0.001, n=9, std=0.1)
+    chapter.difference("bpr-gain", gap)
+    with pytest.raises(ValueError, match="recorded before"):
+        chapter.number("bpr_gain_low", 1.0)
+    with pytest.raises(ValueError, match="is nan"):
+        chapter.difference("other", gap._replace(high=math.nan))
+    chapter.number("other", 1.0)  # what was refused took no name
+    chapter.finish()
+    numbers = json.loads((tmp_path / "04_bpr.json").read_text())["numbers"]
+    assert numbers == {"bpr-gain": 0.02, "bpr-gain_low": 0.01, "bpr-gain_high": 0.03, "other": 1.0}
 
 
 @pytest.mark.parametrize("name", ["", "Bpr", "a b", "a::b", "1st", "a--b", "a/b", "ä", "a-"])
