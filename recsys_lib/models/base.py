@@ -161,11 +161,7 @@ class Recommender(
         """
         name = type(self).__name__
         for given in (interactions, *([] if validation is None else [validation])):
-            if not isinstance(given, Interactions):
-                raise TypeError(
-                    f"{name}.fit takes Interactions, got {type(given).__name__}; "
-                    f"make them with Interactions.from_frame(frame)"
-                )
+            self._check_type(given, "fit")
         if not len(interactions):
             raise ValueError(f"{name}.fit needs at least one event, got none")
         sizes = (interactions.n_users, interactions.n_items)
@@ -261,6 +257,25 @@ class Recommender(
         """The hyper-parameter ``device`` where there is one, else where the interactions live."""
         wanted = self.config.get("device")
         return interactions.items.device if wanted is None else resolve_device(wanted)
+
+    def _check_type(self, interactions: object, method: str) -> None:
+        if not isinstance(interactions, Interactions):
+            raise TypeError(
+                f"{type(self).__name__}.{method} takes Interactions, got {type(interactions).__name__}; "
+                f"make them with Interactions.from_frame(frame)"
+            )
+
+    def _check_known(self, interactions: Interactions, method: str) -> Interactions:
+        """Checks that events are about the users and items of ``fit``; returns them on the model's device."""
+        self._check_fitted()
+        self._check_type(interactions, method)
+        known, given = (self.n_users, self.n_items), (interactions.n_users, interactions.n_items)
+        if given != known:
+            raise ValueError(
+                f"{type(self).__name__}.{method}: the model was fitted on {known} users and items, "
+                f"the events count {given}; make them with the same user_ids and item_ids"
+            )
+        return interactions.to(self.device)
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Registers or replaces a buffer: it is saved, loaded and moved with the model."""

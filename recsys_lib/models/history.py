@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -122,6 +123,27 @@ class HistoryRecommender(Recommender):
         self._keep("history_items", events.items)
         self._keep("history_weights", recency_weights(events, self.recency, self.half_life_days))
         return events
+
+    @torch.no_grad()
+    def update_histories(self, interactions: Interactions) -> Self:
+        """Replaces the histories that ``score`` reads. What was learned stays as it is.
+
+        For the time between two fits: new events count at once, at the cost of no training.
+
+        Args:
+            interactions: all events of all users, by the user and item indices of ``fit``. Users without
+                events get an empty history.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError: not ``Interactions``.
+            ValueError: they count other users or items than the model.
+        """
+        self._keep_histories(self._check_known(interactions, "update_histories"))
+        return self
 
     @abstractmethod
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Shapes: B histories, T events in a row, N questions in a batch, K negatives for 
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -307,17 +307,17 @@ class SequentialRecommender(Recommender):
         self.build()
         self.to(device)
         self._keep_histories(events)
+        popularity = torch.bincount(events.items, minlength=self.n_items) + 1.0  # (n_items,)
+        self._keep("log_popularity", (popularity / popularity.sum()).log())
         self._train(events, validation, progress)
 
     def _keep_histories(self, events: Interactions) -> None:
-        """Keeps what ``score`` needs of the training events."""
+        """Keeps the histories that ``score`` reads."""
         counts = events.user_counts()  # (n_users,)
         # On the CPU whatever the device is, so that the order of ties is the same on all.
         order = _order(events, self.ties, seed_generator(self.seed))  # (E,)
-        popularity = torch.bincount(events.items, minlength=self.n_items) + 1.0  # (n_items,)
         self._keep("history_crow", torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
         self._keep("history_items", events.items[order])
-        self._keep("log_popularity", (popularity / popularity.sum()).log())
 
     def _train(self, events: Interactions, validation: Interactions | None, progress: bool) -> None:
         device = events.items.device
@@ -384,6 +384,27 @@ class SequentialRecommender(Recommender):
         return bce_loss(positive, negative)
 
     # Scoring.
+
+    @torch.no_grad()
+    def update_histories(self, interactions: Interactions) -> Self:
+        """Replaces the histories that ``score`` reads. What was learned stays as it is.
+
+        For the time between two fits: new events count at once, at the cost of no training.
+
+        Args:
+            interactions: all events of all users, by the user and item indices of ``fit``. Users without
+                events get an empty history.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError: not ``Interactions``.
+            ValueError: they count other users or items than the model.
+        """
+        self._keep_histories(self._check_known(interactions, "update_histories"))
+        return self
 
     @torch.no_grad()
     def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:

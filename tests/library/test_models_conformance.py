@@ -418,6 +418,8 @@ def test_no_tensor_is_made_on_an_implicit_device(case, monkeypatch, tmp_path):
         model.fit(train, validation if "patience" in model.config else None)
         users = torch.arange(5, device="cpu")
         model.recommend(users, k=3, exclude=train)
+        if hasattr(model, "update_histories"):
+            model.update_histories(train)
         if hasattr(model, "score_histories"):
             histories = train.histories(users)
             times = [torch.arange(len(history), device="cpu") for history in histories]
@@ -439,6 +441,67 @@ def test_the_guard_of_devices_works():
         namespace["slip"](device="cpu")
         with pytest.raises(AssertionError, match="zeros without a device"):
             namespace["slip"]()
+
+
+# Histories that go on after the fit.
+
+READERS = [name for name, case in CASES.items() if hasattr(case.make(TEXTS), "update_histories")]
+
+
+def read(model: Recommender, inter: Interactions) -> torch.Tensor:
+    """(n_users, n_items): scores from histories that are handed over."""
+    if isinstance(model, SASRec | BERT4Rec):
+        return model.score_histories(inter.histories())
+    times = inter.timestamps.split(inter.user_counts().tolist())
+    return model.score_histories(inter.histories(), times)
+
+
+def test_models_that_read_histories_are_known():
+    assert {name.removesuffix("Recent") for name in READERS} == {
+        "ItemKNN", "TfidfContent", "EASE", "MarkovChain", "SASRec", "BERT4Rec"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_histories_can_be_updated_without_a_fit(name, tmp_path):
+    case = CASES[name]
+    later = events(case)
+    newest = torch.zeros(N_USERS, dtype=torch.int64).scatter_reduce(
+        0, later.users, later.timestamps, "amax", include_self=False
+    )
+    train = later[later.timestamps < newest[later.users]]
+    model = case.make(TEXTS).fit(train)
+    before, learned = everyone(model), {k: v.clone() for k, v in model.state_dict().items()}
+    assert torch.equal(everyone(model.update_histories(train)), before)
+
+    assert model.update_histories(later) is model
+    after = everyone(model)
+    torch.testing.assert_close(after, read(model, later))
+    assert not torch.equal(after, before)
+    for key, value in model.state_dict().items():
+        assert key.startswith("history_") or torch.equal(value, learned[key]), key
+    model.save_pretrained(tmp_path)
+    assert torch.equal(everyone(type(model).from_pretrained(tmp_path)), after)
+
+    # A user may be left without any; the others do not notice.
+    without = everyone(model.update_histories(later[later.users != 3]))
+    torch.testing.assert_close(without[[0, 1, 2, 4]], after[[0, 1, 2, 4]])
+    torch.testing.assert_close(without[3:4], read(model, later[later.users < 0])[3:4])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_update_that_makes_no_sense_is_refused(name):
+    case = CASES[name]
+    inter, model = events(case), case.make(TEXTS)
+    with pytest.raises(NotFittedError):
+        model.update_histories(inter)
+    scores = everyone(model.fit(inter))
+    with pytest.raises(TypeError, match="update_histories takes Interactions, got DataFrame"):
+        model.update_histories(checkerboard())
+    other = Interactions.from_frame(pd.DataFrame({"user_id": [0, 1], "item_id": [0, 1]}))
+    with pytest.raises(ValueError, match=r"fitted on \(24, 20\) users and items, the events count \(2, 2\)"):
+        model.update_histories(other)
+    assert torch.equal(everyone(model), scores)
 
 
 # Users and items that are out of the ordinary.
