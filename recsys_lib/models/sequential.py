@@ -585,10 +585,9 @@ class BERT4Rec(SequentialRecommender):
     ) -> tuple[Tensor, Tensor]:
         device, (n_rows, length) = windows.device, windows.shape
         next_only = torch.rand(n_rows, generator=generator, device=device) < self.next_rate  # (B,)
-        cut = torch.rand(n_rows, generator=generator, device=device) * (
-            lengths - 1
-        )  # (B,) in [0, lengths - 1)
-        lengths = torch.where(next_only, cut.long() + 2, lengths)  # (B,)
+        cut = torch.rand(n_rows, generator=generator, device=device)  # (B,)
+        cut = (cut * (lengths - 1)).long() + 2  # (B,) events before the cut, 2 to all
+        lengths = torch.where(next_only, cut, lengths)  # (B,)
         draw = torch.rand(n_rows, length, generator=generator, device=device)  # (B, T)
         asked = (draw < self.mask_rate) & present_tokens(lengths, length)  # (B, T)
         next_only |= ~asked.any(dim=1)
