@@ -1,6 +1,6 @@
 """The models, one family a file, all behind :class:`recsys_lib.models.base.Recommender`."""
 
-from recsys_lib.models.base import NotFittedError, Recommender
+from recsys_lib.models.base import HistoryReader, NotFittedError, Recommender
 from recsys_lib.models.bpr import BPR, MatrixFactorization
 from recsys_lib.models.content import TfidfContent
 from recsys_lib.models.ease import EASE
@@ -15,6 +15,7 @@ __all__ = [
     "EASE",
     "BERT4Rec",
     "BiasedMF",
+    "HistoryReader",
     "ItemKNN",
     "MarkovChain",
     "MatrixFactorization",

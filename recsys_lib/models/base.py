@@ -23,7 +23,7 @@ from recsys_lib.files import write_whole
 from recsys_lib.metrics import ndcg, rank_topk
 from recsys_lib.training import isolated_rng, resolve_device
 
-__all__ = ["NotFittedError", "Recommender", "check_histories", "check_pairs", "ragged"]
+__all__ = ["HistoryReader", "NotFittedError", "Recommender", "check_histories", "check_pairs", "ragged"]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -265,18 +265,6 @@ class Recommender(
                 f"make them with Interactions.from_frame(frame)"
             )
 
-    def _check_known(self, interactions: Interactions, method: str) -> Interactions:
-        """Checks that events are about the users and items of ``fit``; returns them on the model's device."""
-        self._check_fitted()
-        self._check_type(interactions, method)
-        known, given = (self.n_users, self.n_items), (interactions.n_users, interactions.n_items)
-        if given != known:
-            raise ValueError(
-                f"{type(self).__name__}.{method}: the model was fitted on {known} users and items, "
-                f"the events count {given}; make them with the same user_ids and item_ids"
-            )
-        return interactions.to(self.device)
-
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Registers or replaces a buffer: it is saved, loaded and moved with the model."""
         self.register_buffer(name, tensor.detach().contiguous())
@@ -473,6 +461,50 @@ class Recommender(
                 ) from error
             module.register_buffer(leaf, tensor)
         self.load_state_dict(extra, strict=False)
+
+
+class HistoryReader(Recommender):
+    """A model to which a user is a history: it keeps one for each user of ``fit``, and reads any other.
+
+    A subclass implements ``_keep_histories``, which it also calls in ``_fit``, and ``score_histories``.
+    """
+
+    @abstractmethod
+    def _keep_histories(self, interactions: Interactions) -> object:
+        """Stores what ``score`` reads of every user."""
+
+    @abstractmethod
+    def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:
+        """Scores every item for users given by their histories: (B, n_items)."""
+
+    @torch.no_grad()
+    def update_histories(self, interactions: Interactions) -> Self:
+        """Replaces the histories that ``score`` reads. What was learned stays as it is.
+
+        For the time between two fits: new events count at once, at the cost of no training.
+
+        Args:
+            interactions: all events of all users, by the user and item indices of ``fit``. Users without
+                events get an empty history.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError: not ``Interactions``.
+            ValueError: they count other users or items than the model.
+        """
+        self._check_fitted()
+        self._check_type(interactions, "update_histories")
+        known, given = (self.n_users, self.n_items), (interactions.n_users, interactions.n_items)
+        if given != known:
+            raise ValueError(
+                f"{type(self).__name__}.update_histories: the model was fitted on {known} users and items, "
+                f"the events count {given}; make them with the same user_ids and item_ids"
+            )
+        self._keep_histories(interactions.to(self.device))
+        return self
 
 
 def ragged(crow: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

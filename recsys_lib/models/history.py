@@ -3,13 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
-from recsys_lib.models.base import Recommender, check_histories, ragged
+from recsys_lib.models.base import HistoryReader, check_histories, ragged
 
 __all__ = ["DistinctEvents", "HistoryRecommender", "distinct", "recency_weights"]
 
@@ -84,7 +83,7 @@ def recency_weights(events: DistinctEvents, recency: float, half_life_days: floa
     return torch.empty_like(weights).scatter_(0, order, weights)
 
 
-class HistoryRecommender(Recommender):
+class HistoryRecommender(HistoryReader):
     """A model whose scores are a function of a user's history alone.
 
     It keeps the histories of the users it was fitted on, and scores histories of anyone else as well. Users
@@ -123,27 +122,6 @@ class HistoryRecommender(Recommender):
         self._keep("history_items", events.items)
         self._keep("history_weights", recency_weights(events, self.recency, self.half_life_days))
         return events
-
-    @torch.no_grad()
-    def update_histories(self, interactions: Interactions) -> Self:
-        """Replaces the histories that ``score`` reads. What was learned stays as it is.
-
-        For the time between two fits: new events count at once, at the cost of no training.
-
-        Args:
-            interactions: all events of all users, by the user and item indices of ``fit``. Users without
-                events get an empty history.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            NotFittedError: before ``fit``.
-            TypeError: not ``Interactions``.
-            ValueError: they count other users or items than the model.
-        """
-        self._keep_histories(self._check_known(interactions, "update_histories"))
-        return self
 
     @abstractmethod
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Shapes: B histories, T events in a row, N questions in a batch, K negatives for 
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Self, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.nn import functional
 from recsys_lib.attention import EncoderBlock, padding_mask, present_tokens
 from recsys_lib.data import Interactions
 from recsys_lib.losses import bce_loss, gbce_loss, sampled_softmax_loss, softmax_loss
-from recsys_lib.models.base import Recommender, check_histories, ragged
+from recsys_lib.models.base import HistoryReader, check_histories, ragged
 from recsys_lib.training import EarlyStopping, seed_generator
 from recsys_lib.training import progress as progress_bar
 
@@ -130,7 +130,7 @@ class SequenceEncoder(nn.Module):
 # --- what both models do -----------------------------------------------------------------------------------
 
 
-class SequentialRecommender(Recommender):
+class SequentialRecommender(HistoryReader):
     """A model that reads a user's history in its order; what SASRec and BERT4Rec share.
 
     The score of item i is the dot product of its vector, the one that also stands for it in histories, with
@@ -384,27 +384,6 @@ class SequentialRecommender(Recommender):
         return bce_loss(positive, negative)
 
     # Scoring.
-
-    @torch.no_grad()
-    def update_histories(self, interactions: Interactions) -> Self:
-        """Replaces the histories that ``score`` reads. What was learned stays as it is.
-
-        For the time between two fits: new events count at once, at the cost of no training.
-
-        Args:
-            interactions: all events of all users, by the user and item indices of ``fit``. Users without
-                events get an empty history.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            NotFittedError: before ``fit``.
-            TypeError: not ``Interactions``.
-            ValueError: they count other users or items than the model.
-        """
-        self._keep_histories(self._check_known(interactions, "update_histories"))
-        return self
 
     @torch.no_grad()
     def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:

@@ -21,6 +21,7 @@ from recsys_lib.models import (
     EASE,
     BERT4Rec,
     BiasedMF,
+    HistoryReader,
     ItemKNN,
     MarkovChain,
     MatrixFactorization,
@@ -418,7 +419,7 @@ def test_no_tensor_is_made_on_an_implicit_device(case, monkeypatch, tmp_path):
         model.fit(train, validation if "patience" in model.config else None)
         users = torch.arange(5, device="cpu")
         model.recommend(users, k=3, exclude=train)
-        if hasattr(model, "update_histories"):
+        if isinstance(model, HistoryReader):
             model.update_histories(train)
         if hasattr(model, "score_histories"):
             histories = train.histories(users)
@@ -445,7 +446,7 @@ def test_the_guard_of_devices_works():
 
 # Histories that go on after the fit.
 
-READERS = [name for name, case in CASES.items() if hasattr(case.make(TEXTS), "update_histories")]
+READERS = [name for name, case in CASES.items() if isinstance(case.make(TEXTS), HistoryReader)]
 
 
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
