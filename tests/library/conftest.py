@@ -1,12 +1,14 @@
 """Fixtures that the library's tests share."""
 
 import http.server
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pandas as pd
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from recsys_lib.data import Interactions, MovieLens, load_movielens
 
@@ -107,3 +109,47 @@ def server() -> Iterator[FileServer]:
     instance.over.set()
     instance.shutdown()
     instance.server_close()
+
+
+FACTORIES = {
+    getattr(torch, name)
+    for name in (
+        *(
+            "zeros",
+            "ones",
+            "empty",
+            "full",
+            "arange",
+            "tensor",
+            "as_tensor",
+            "eye",
+            "linspace",
+            "rand",
+            "randn",
+        ),
+        *("randint", "randperm", "normal", "tril_indices", "triu_indices", "scalar_tensor", "from_numpy"),
+    )
+}
+
+
+class NoImplicitDevice(TorchFunctionMode):
+    """Refuses the library's calls that make a tensor without saying where.
+
+    On a machine without a GPU such a tensor is always on the right device; anywhere else it is not.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        from_tensor = func is torch.as_tensor and isinstance(args[0], torch.Tensor)  # keeps its device
+        if func in FACTORIES and kwargs.get("device") is None and not from_tensor:
+            caller = sys._getframe(1)
+            if "recsys_lib" in caller.f_code.co_filename:
+                where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+                raise AssertionError(f"{func.__name__} without a device in {where}")
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def explicit_devices() -> NoImplicitDevice:
+    """Within it, the library makes no tensor without saying where."""
+    return NoImplicitDevice()

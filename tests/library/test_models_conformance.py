@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 from recsys_lib.data import Interactions, leave_last_out
 from recsys_lib.evaluation import evaluate
@@ -364,45 +362,7 @@ def test_asking_leaves_no_random_trace(fitted):
     assert torch.equal(everyone(model), first)
 
 
-FACTORIES = {
-    getattr(torch, name)
-    for name in (
-        *(
-            "zeros",
-            "ones",
-            "empty",
-            "full",
-            "arange",
-            "tensor",
-            "as_tensor",
-            "eye",
-            "linspace",
-            "rand",
-            "randn",
-        ),
-        *("randint", "randperm", "normal", "tril_indices", "triu_indices", "scalar_tensor", "from_numpy"),
-    )
-}
-
-
-class NoImplicitDevice(TorchFunctionMode):
-    """Refuses the library's calls that make a tensor without saying where.
-
-    On a machine without a GPU such a tensor is always on the right device; anywhere else it is not.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        from_tensor = func is torch.as_tensor and isinstance(args[0], torch.Tensor)  # keeps its device
-        if func in FACTORIES and kwargs.get("device") is None and not from_tensor:
-            caller = sys._getframe(1)
-            if "recsys_lib" in caller.f_code.co_filename:
-                where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-                raise AssertionError(f"{func.__name__} without a device in {where}")
-        return func(*args, **kwargs)
-
-
-def test_no_tensor_is_made_on_an_implicit_device(case, monkeypatch, tmp_path):
+def test_no_tensor_is_made_on_an_implicit_device(case, explicit_devices, monkeypatch, tmp_path):
     model, inter = case.make(TEXTS), events(case)
 
     # Parameters are moved as soon as they are made, wherever that was.
@@ -415,7 +375,7 @@ def test_no_tensor_is_made_on_an_implicit_device(case, monkeypatch, tmp_path):
     monkeypatch.setattr(type(model), "build", unguarded)
     even = torch.arange(len(inter)) % 2 == 0
     train, validation = inter[even], inter[~even]
-    with NoImplicitDevice():
+    with explicit_devices:
         model.fit(train, validation if "patience" in model.config else None)
         users = torch.arange(5, device="cpu")
         model.recommend(users, k=3, exclude=train)
@@ -434,11 +394,11 @@ def test_no_tensor_is_made_on_an_implicit_device(case, monkeypatch, tmp_path):
         type(model).from_pretrained(tmp_path).score(users)
 
 
-def test_the_guard_of_devices_works():
+def test_the_guard_of_devices_works(explicit_devices):
     namespace: dict[str, Any] = {"torch": torch}
     code = compile("def slip(**k): return torch.zeros(3, **k)", "recsys_lib/slip.py", "exec")
     exec(code, namespace)
-    with NoImplicitDevice():
+    with explicit_devices:
         namespace["slip"](device="cpu")
         with pytest.raises(AssertionError, match="zeros without a device"):
             namespace["slip"]()

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import sys
 
 import pandas as pd
 import pytest
@@ -10,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from recsys_lib.attention import present_tokens
 from recsys_lib.data import Interactions
@@ -437,39 +435,11 @@ def test_saving_and_loading_keeps_everything(cls, tmp_path):
     assert loaded.config == model.config
 
 
-class ExplicitDevices(TorchFunctionMode):
-    """Refuses tensors that the library makes without saying where."""
-
-    factories = frozenset(
-        getattr(torch, name)
-        for name in (
-            "zeros",
-            "ones",
-            "empty",
-            "full",
-            "arange",
-            "tensor",
-            "eye",
-            "rand",
-            "randn",
-            "randint",
-            "randperm",
-        )
-    )
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        caller = sys._getframe(1).f_code.co_filename
-        if func in self.factories and kwargs.get("device") is None and "recsys_lib" in caller:
-            raise AssertionError(f"{func.__name__} without a device in {caller}:{sys._getframe(1).f_lineno}")
-        return func(*args, **kwargs)
-
-
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
 @BOTH
-def test_no_tensor_is_made_on_an_implicit_device(cls, loss):
+def test_no_tensor_is_made_on_an_implicit_device(cls, loss, explicit_devices):
     inter, _ = ring()
-    with ExplicitDevices():
+    with explicit_devices:
         model = small(cls, loss=loss, epochs=1).fit(inter)
         model.score_histories([[1, 2], [], [3]])
         model.attention([1, 2])
