@@ -517,7 +517,10 @@ def execute(
 
 
 def _to_run(paths: list[Path], layout: Layout, package: Package, force: bool, screen: Screen) -> list[Path]:
-    """The notebooks to run, those that took longest first, so that none is left alone at the end."""
+    """The notebooks to run, those that took longest first, so that none is left alone at the end.
+
+    What was never run goes first of all; among such, what has more cells.
+    """
     todo = []
     for path in paths:
         reason = "asked for" if force else _stale(path, layout, package)
@@ -529,13 +532,13 @@ def _to_run(paths: list[Path], layout: Layout, package: Package, force: bool, sc
         screen.say(f"  to run   {path.stem}: {reason}")
         todo.append(path)
 
-    def last_time(path: Path) -> float:
+    def work(path: Path) -> tuple[float, int]:
         try:
-            return float(read_notebook(layout.executed / path.name)["metadata"]["recsys_book"]["seconds"])
+            return float(read_notebook(layout.executed / path.name)["metadata"]["recsys_book"]["seconds"]), 0
         except (OSError, ValueError, KeyError, TypeError):
-            return float("inf")
+            return float("inf"), len(read_notebook(path)["cells"])
 
-    return sorted(todo, key=last_time, reverse=True)
+    return sorted(todo, key=work, reverse=True)
 
 
 def _run_all(runs: list[Run], package: Package, jobs: int, screen: Screen) -> list[str]:

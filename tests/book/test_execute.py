@@ -217,6 +217,19 @@ def test_damage_is_noticed(book, damage, reason):
     assert reason in reasons(book)["01_a"]
 
 
+def test_the_longest_run_starts_first(book):
+    """By the time it took; what was never run goes before, and of that what has more cells."""
+    layout = Layout(book)
+    for name, seconds in (("01_a", 5.0), ("02_b", 50.0), ("99_all", 0.5)):
+        copy = nbformat.read(copy_of(book, name), as_version=4)
+        copy.metadata.recsys_book.seconds = seconds
+        copy_of(book, name).write_text(nbformat.writes(copy))
+    add(book, "03_c", "1")
+    add(book, "04_d", "1", "2", "3")
+    todo = execute._to_run(layout.sources(), layout, Package(book), True, execute.Screen())
+    assert [path.stem for path in todo] == ["04_d", "03_c", "02_b", "01_a", "99_all"]
+
+
 def test_damage_is_mended_by_the_next_run(book):
     os.truncate(copy_of(book, "01_a"), 900)
     results_of(book, "02_b").write_text("{}")
