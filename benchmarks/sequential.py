@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from recsys_lib.attention import present_tokens
 from recsys_lib.data import Interactions, load_movielens
+from recsys_lib.devices import seed_generator
 from recsys_lib.losses import softmax_loss
 from recsys_lib.models.sequential import SASRec, _by_length, _rows, _windows
-from recsys_lib.training import seed_generator
 
 DIM, LAYERS, HEADS, LENGTH, STEP = 64, 2, 2, 100, 2048
 Batches = Callable[[torch.Generator], Iterator[tuple[Tensor, Tensor]]]

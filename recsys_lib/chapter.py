@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recsys_lib.devices import resolve_device
 from recsys_lib.files import write_whole
-from recsys_lib.training import resolve_device
 
 if TYPE_CHECKING:
     from recsys_lib.evaluation import Comparison, Report

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_lib import metrics as m
-from recsys_lib.training import progress as progress_bar
+from recsys_lib.progress import progress_bar
 
 if TYPE_CHECKING:
     from recsys_lib.data import Interactions

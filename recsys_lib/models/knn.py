@@ -6,7 +6,7 @@ from torch import Tensor
 from recsys_lib.data import Interactions
 from recsys_lib.models.base import Recommender, ragged
 from recsys_lib.models.history import HistoryRecommender, distinct
-from recsys_lib.training import progress as progress_bar
+from recsys_lib.progress import progress_bar
 
 __all__ = ["ItemKNN", "UserKNN"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
+from recsys_lib.devices import seed_generator
 from recsys_lib.models.base import Recommender, check_pairs
-from recsys_lib.training import progress as progress_bar
-from recsys_lib.training import seed_generator
+from recsys_lib.progress import progress_bar
 
 __all__ = ["BiasedMF"]
 

@@ -19,10 +19,11 @@ from torch.nn import functional
 
 from recsys_lib.attention import EncoderBlock, padding_mask, present_tokens
 from recsys_lib.data import Interactions
+from recsys_lib.devices import seed_generator
 from recsys_lib.losses import bce_loss, gbce_loss, sampled_softmax_loss, softmax_loss
 from recsys_lib.models.base import HistoryReader, check_histories, ragged
-from recsys_lib.training import EarlyStopping, seed_generator
-from recsys_lib.training import progress as progress_bar
+from recsys_lib.progress import progress_bar
+from recsys_lib.training import EarlyStopping
 
 __all__ = ["BERT4Rec", "SASRec", "SequenceEncoder", "SequentialRecommender"]
 

@@ -15,6 +15,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
 from recsys_lib.data import Interactions, leave_last_out, random_split
+from recsys_lib.devices import seed_generator
 from recsys_lib.losses import bpr_loss
 from recsys_lib.models import (
     BPR,
@@ -32,7 +33,7 @@ from recsys_lib.models.base import CONFIG_FILE, WEIGHTS_FILE, check_histories, r
 from recsys_lib.models.content import term_counts, tokenize
 from recsys_lib.models.history import distinct, recency_weights
 from recsys_lib.models.mf import _Observations, _Side
-from recsys_lib.training import NegativeSampler, seed_generator
+from recsys_lib.negatives import NegativeSampler
 
 quick = settings(max_examples=20, deadline=None)
 DAY = 86_400

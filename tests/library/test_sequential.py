@@ -12,11 +12,11 @@ from torch import Tensor
 
 from recsys_lib.attention import present_tokens
 from recsys_lib.data import Interactions
+from recsys_lib.devices import seed_generator
 from recsys_lib.models import markov, sequential
 from recsys_lib.models.base import NotFittedError
 from recsys_lib.models.markov import MarkovChain
 from recsys_lib.models.sequential import BERT4Rec, SASRec, SequenceEncoder
-from recsys_lib.training import seed_generator
 
 BOTH = pytest.mark.parametrize("cls", [SASRec, BERT4Rec])
 N_ITEMS = 12

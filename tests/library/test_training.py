@@ -7,15 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from recsys_lib.training import (
-    EarlyStopping,
-    NegativeSampler,
-    batches,
-    isolated_rng,
-    progress,
-    resolve_device,
-    seed_generator,
-)
+from recsys_lib.devices import isolated_rng, resolve_device, seed_generator
+from recsys_lib.negatives import NegativeSampler
+from recsys_lib.progress import progress_bar
+from recsys_lib.training import EarlyStopping, batches
 
 quick = settings(max_examples=30, deadline=None)
 
@@ -135,7 +130,7 @@ def test_every_unit_of_the_line_is_hit_exactly_once(monkeypatch):
     own = [{1, 2, 5}, set(), {0, 6}, {3}, {0, 1, 2, 3, 4, 5}]
     crow, items = csr(own)
     weights = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0])
-    monkeypatch.setattr("recsys_lib.training._TOTAL_WEIGHT", 25)  # so that a weight is its number of units
+    monkeypatch.setattr("recsys_lib.negatives._TOTAL_WEIGHT", 25)  # so that a weight is its number of units
     for kind, weight in (("uniform", None), ("popularity", weights)):
         sampler = NegativeSampler(crow, items, 7, kind, exponent=1.0, weights=weight)
         units = torch.ones(7) if weight is None else weight
@@ -145,7 +140,7 @@ def test_every_unit_of_the_line_is_hit_exactly_once(monkeypatch):
             monkeypatch.setattr(torch, "randint", lambda *_, t=total, **__: torch.arange(t)[None])
             drawn = sampler.sample(torch.tensor([user]), total)
             monkeypatch.undo()
-            monkeypatch.setattr("recsys_lib.training._TOTAL_WEIGHT", 25)
+            monkeypatch.setattr("recsys_lib.negatives._TOTAL_WEIGHT", 25)
             expected = torch.zeros(7)
             expected[others] = units[others]
             assert drawn[0].bincount(minlength=7).tolist() == expected.tolist()
@@ -261,8 +256,8 @@ def test_early_stopping_wants_min_delta_and_ignores_nan():
 
 def test_progress_is_silent_when_short_or_disabled(capsys):
     values = [1, 2, 3]
-    assert progress(values, "work", enabled=False) is values
-    assert list(progress(values, "work", enabled=True)) == values
+    assert progress_bar(values, "work", enabled=False) is values
+    assert list(progress_bar(values, "work", enabled=True)) == values
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
 

@@ -1,0 +1,134 @@
+"""Items that a user did not choose, drawn to be ranked below those that were."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["NegativeSampler"]
+
+# Weights of a non-uniform sampler are rounded to integers that sum to about this. Integers make the exclusion
+# of positives exact; at 2**31 the rounding of a probability is below 5e-10, and keys of user times mass stay
+# below 2**63 for four billion users.
+_TOTAL_WEIGHT = 2**31
+
+
+class NegativeSampler:
+    """Draws items for users, never one that the user already has.
+
+    Nothing is drawn twice and nothing is rejected, so the distribution is exact and the cost is known: two
+    binary searches for each draw. Lay the catalog out on a line, item i taking w_i units (one each for
+    uniform negatives). Cut out the user's own items; what is left has M_u units. Draw one of them, t, and
+    find how many own items were cut out before it: own item p_j is, if what is left to the left of it is
+    at most t,
+
+        A_j = (sum of w_i over items before p_j) - (sum of w over own items before p_j) <= t
+
+    A_j grows with j, so this is one binary search, in one array for all users when a user's number is put in
+    front of A_j as the leading digit. Putting the cut-out units back gives the place on the full line.
+
+    Args:
+        crow: (n_users + 1,) int64, where each user's own items begin; as ``Interactions.csr()`` gives it.
+        items: (E,) int64, each user's distinct own items in ascending order.
+        n_items: size of the catalog.
+        kind: ``"uniform"`` over the items that the user does not have, or ``"popularity"``: in proportion to
+            (count + 1) ** exponent. The one keeps items without events in play: what is never drawn as a
+            negative is never pushed down, and would float up the ranking.
+        exponent: flattens popularity; 0.75 is word2vec's (Mikolov et al. 2013), 1 is plain, 0 is uniform.
+        weights: (n_items,) positive weights of your own in place of the counts, raised to the exponent as
+            they are.
+
+    Raises:
+        ValueError: arguments that do not describe a set of distinct sorted items for each user.
+    """
+
+    def __init__(
+        self,
+        crow: Tensor,
+        items: Tensor,
+        n_items: int,
+        kind: str = "uniform",
+        exponent: float = 0.75,
+        weights: Tensor | None = None,
+    ) -> None:
+        if kind not in ("uniform", "popularity"):
+            raise ValueError(f'kind must be "uniform" or "popularity", got {kind!r}')
+        if weights is not None and kind == "uniform":
+            raise ValueError('weights need kind="popularity"; uniform negatives have none')
+        device = items.device
+        self.n_users, self.n_items, self.kind = len(crow) - 1, int(n_items), kind
+        self.crow, self.items = crow.to(device), items
+        n_own = self.crow.diff()  # (n_users,)
+        users = torch.repeat_interleave(torch.arange(self.n_users, device=device), n_own)  # (E,)
+        keys = users * self.n_items + items  # (E,)
+        if len(items) and (items.min() < 0 or items.max() >= n_items or (keys.diff() <= 0).any()):
+            raise ValueError("each user's items must be distinct, ascending and below n_items")
+        self._keys = keys
+
+        if kind == "uniform":
+            weight = torch.ones(self.n_items, dtype=torch.int64, device=device)  # (n_items,)
+        else:
+            mass = (
+                torch.bincount(items, minlength=self.n_items) + 1 if weights is None else weights.to(device)
+            )
+            if mass.shape != (self.n_items,) or not bool((mass > 0).all()):
+                raise ValueError(f"weights must be ({self.n_items},) and above zero")
+            # float64 does not exist on every device; the CPU has it, and this is done once.
+            share = mass.cpu().double() ** exponent
+            share = share / share.sum() * _TOTAL_WEIGHT
+            weight = share.round().long().clamp(min=1).to(device)  # (n_items,)
+        self._weight = weight
+        self._upper = weight.cumsum(0)  # (n_items,) where each item's units end
+        own = weight[items]  # (E,)
+        before = own.cumsum(0) - own  # (E,) own units before this event, of all users so far
+        start = torch.cat([before, own.sum()[None]])[self.crow]  # (n_users + 1,)
+        self._removed = torch.cat([before, own.sum()[None]])  # (E + 1,)
+        self._start = start
+        self._left = self._upper[-1] - start.diff()  # (n_users,) units that remain, M_u
+        a = (self._upper - weight)[items] - (before - start[users])  # (E,)
+        self._digit = int(self._upper[-1]) + 1
+        self._search = users * self._digit + a  # (E,)
+
+    def sample(self, users: Tensor, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """Draws ``k`` items for each user, with replacement, none of them the user's own.
+
+        Args:
+            users: (B,) int64.
+            k: draws a user.
+            generator: on the users' device; without one the global random state is used.
+
+        Returns:
+            (B, k) int64 on the users' device.
+
+        Raises:
+            ValueError: one of the users has every item of the catalog.
+        """
+        left = self._left[users]  # (B,)
+        if bool((left == 0).any()):
+            user = int(users[(left == 0).nonzero()[0, 0]])
+            raise ValueError(f"user {user} has all {self.n_items} items, so there is no negative to draw")
+        # The remainder of a 62-bit number is uniform to within 2**-30; a float could round up to M_u.
+        draw = torch.randint(0, 2**62, (len(users), k), generator=generator, device=users.device)  # (B, k)
+        t = draw % left[:, None]  # (B, k)
+        found = torch.searchsorted(self._search, users[:, None] * self._digit + t, right=True)  # (B, k)
+        if self.kind == "uniform":  # one unit an item: the place on the line is the item
+            return t + (found - self.crow[users][:, None])
+        place = t + (self._removed[found] - self._start[users][:, None])  # (B, k)
+        return torch.searchsorted(self._upper, place, right=True)
+
+    def log_probability(self, items: Tensor, users: Tensor | None = None) -> Tensor:
+        """Logarithm of the probability that one draw gives these items, for the logQ correction.
+
+        Args:
+            items: any shape, int64; (B, k) with ``users``.
+            users: (B,) whose own items are excluded from the draw: the probability is then of ``sample``,
+                and -inf for an own item. Without users, of a draw from the whole catalog.
+
+        Returns:
+            Like ``items``, float32.
+        """
+        log_weight = self._weight[items].float().log()
+        if users is None:
+            return log_weight - self._upper[-1].float().log()
+        keys = users[:, None] * self.n_items + items  # (B, k)
+        place = torch.searchsorted(self._keys, keys).clamp(max=max(len(self._keys) - 1, 0))  # (B, k)
+        own = self._keys[place] == keys if len(self._keys) else torch.zeros_like(keys, dtype=torch.bool)
+        return (log_weight - self._left[users].float().log()[:, None]).masked_fill(own, -torch.inf)  # (B, k)
