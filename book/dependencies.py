@@ -1,14 +1,21 @@
-"""Find, without importing anything, the files of a package that a notebook's code depends on.
+"""Find, without importing anything, what of a package's files a notebook's code depends on.
 
 A name is followed to the module that defines it: ``from recsys_lib.models import BPR`` leads through the
 package's ``__init__.py`` to ``bpr.py`` and to what that imports, not to the other models. So a change in one
-model runs the chapters that use it and no others. Where the source does not tell (a star import, a module's
-``__getattr__``, code that cannot be parsed), everything that might be meant counts.
+model runs the chapters that use it and no others.
+
+A module counts with its whole text. Of an ``__init__.py`` on the way count only the import of each name that
+is used, and whatever else may do something when the package is imported; so one more export runs no chapter.
+Where the source does not tell (a star import, a module's ``__getattr__``, code that cannot be parsed),
+everything that might be meant counts.
 """
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+
+# Who reads one of these may read what is written nowhere near it.
+_READS_THE_REST = {"__all__", "__doc__", "dir", "eval", "exec", "globals", "locals", "vars"}
 
 
 class Package:
@@ -31,55 +38,103 @@ class Package:
             if path.is_file() and path.suffix not in {".py", ".pyc"} and "__pycache__" not in path.parts
         ]
 
-    def closure(self, source: str) -> list[Path]:
+    def closure(self, source: str) -> dict[Path, bytes]:
         """The package's files that code depends on, through any number of imports.
 
         Args:
             source: Python code, such as that of all cells of a notebook.
+
+        Returns:
+            What counts of each file: its content, or the part of it whose change matters.
         """
         try:
-            tree = ast.parse(source)
+            whole, names = self._used(ast.parse(source))
+            found = {self.modules[package]: self._text(package, used) for package, used in names.items()}
         except SyntaxError:
-            return [*self.modules.values(), *self.data]
-        whole: set[str] = set()  # modules whose imports all count
-        touched: set[str] = set()  # packages on the way: their own text counts, not all that they import
+            whole, found = set(self.modules), {}
+        if not whole and not found:
+            return {}
+        found |= {path: path.read_bytes() for path in [*(self.modules[name] for name in whole), *self.data]}
+        return dict(sorted(found.items()))
+
+    def _used(self, tree: ast.Module) -> tuple[set[str], dict[str, set[str]]]:
+        """The modules that count as a whole, and the packages on the way with the names used of each."""
+        whole: set[str] = set()
+        names: dict[str, set[str]] = {}
+        seen: set[tuple[str, str | None]] = set()
         waiting = list(self._imports(tree, module=""))
         while waiting:
             module, name = waiting.pop()
+            if (module, name) in seen:
+                continue
+            seen.add((module, name))
             parts = module.split(".")
-            touched.update(".".join(parts[:depth]) for depth in range(1, len(parts)))
-            for wanted in self._definitions(module, name, touched):
-                if wanted not in whole:
-                    whole.add(wanted)
-                    waiting += self._imports(self._tree(wanted), wanted)
-        if not whole:
-            return []
-        return (
-            sorted(self.modules[module] for module in whole | touched if module in self.modules) + self.data
+            passed: dict[str, set[str]] = {".".join(parts[:depth]): set() for depth in range(1, len(parts))}
+            if name is not None and f"{module}.{name}" in self.modules:
+                wanted = {f"{module}.{name}"}
+                passed[module] = {name}
+            elif name is not None and self._passes_on(module, name):
+                wanted = set()
+                passed[module] = {name}
+            elif name is not None and self._finds_names_itself(module):
+                wanted = {other for other in self.modules if f"{other}.".startswith(f"{module}.")}
+            else:
+                wanted = {module}
+            for package in passed.keys() & self.modules.keys():
+                names.setdefault(package, set()).update(passed[package])
+                waiting += self._imports(self._part(package, passed[package]), package)
+            for found in wanted & self.modules.keys():
+                whole.add(found)
+                waiting += self._imports(self._tree(found), found)
+        return whole, names
+
+    def _passes_on(self, module: str, name: str) -> bool:
+        """Whether a name of a package is one that its ``__init__.py`` imports."""
+        return self._is_package(module) and any(
+            name == _bound(alias)
+            for node in self._tree(module).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
         )
 
-    def _definitions(self, module: str, name: str | None, touched: set[str]) -> set[str]:
-        """The modules to read in whole for one imported name (None: the module itself)."""
-        if name is None:
-            return {module} & self.modules.keys()
-        if f"{module}.{name}" in self.modules:
-            touched.add(module)
-            return {f"{module}.{name}"}
-        if module not in self.modules or not self._is_package(module):
-            return {module} & self.modules.keys()
-        tree = self._tree(module)
-        touched.add(module)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
+    def _finds_names_itself(self, module: str) -> bool:
+        """Whether a package has a ``__getattr__``, which may import anything below it."""
+        return self._is_package(module) and any(
+            isinstance(node, ast.FunctionDef) and node.name == "__getattr__"
+            for node in self._tree(module).body
+        )
+
+    def _part(self, package: str, names: set[str]) -> ast.Module:
+        """What counts of a package on the way to some of its names.
+
+        That is every statement that may do something, and the imports of what these statements and whoever
+        asks for the names use, each for itself.
+        """
+        tree = self._tree(package)
+        acting = [node for node in tree.body if not _only_names(node)]
+        words = {node.id for part in acting for node in ast.walk(part) if isinstance(node, ast.Name)}
+        if words & _READS_THE_REST:
+            return tree
+        kept: list[ast.stmt] = []
+        for node in tree.body:
+            if node in acting:
+                kept.append(node)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
                 for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        source = self._absolute(node, module)
-                        return (
-                            self._definitions(source, alias.name, touched) if source != module else {module}
+                    # importing one of its modules also makes the module a name of the package
+                    path = (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+                    if _bound(alias) in {*names, *words, "*"} or words & set(path.split(".")):
+                        one = [ast.alias(alias.name, alias.asname)]
+                        kept.append(
+                            ast.ImportFrom(node.module, one, node.level)
+                            if isinstance(node, ast.ImportFrom)
+                            else ast.Import(one)
                         )
-        if any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
-            return {other for other in self.modules if other == module or other.startswith(f"{module}.")}
-        return {module}
+        return ast.Module(kept, [])
+
+    def _text(self, package: str, names: set[str]) -> bytes:
+        """The text of what counts of a package on the way."""
+        return ast.unparse(self._part(package, names)).encode()
 
     def _imports(self, tree: ast.AST, module: str) -> Iterator[tuple[str, str | None]]:
         """The package's own modules and names that code imports, anywhere in it."""
@@ -115,6 +170,24 @@ class Package:
     def _module_name(self, path: Path) -> str:
         parts = path.relative_to(self.root).with_suffix("").parts
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _bound(alias: ast.alias) -> str:
+    """The name that an import gives to what it imports."""
+    return alias.asname or alias.name.split(".")[0]
+
+
+def _only_names(node: ast.stmt) -> bool:
+    """Whether a statement of an ``__init__.py`` does no more than describe, import or list names."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module != "__future__"  # which changes what the other statements mean
+    if isinstance(node, ast.Assign):
+        listed = node.value.elts if isinstance(node.value, ast.List | ast.Tuple) else [node.value]
+        plain = all(isinstance(name, ast.Constant) for name in listed)
+        return plain and [ast.unparse(target) for target in node.targets] == ["__all__"]
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.Import)
 
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:

@@ -5,9 +5,9 @@ names those. A chapter's products are its results, ``_build/results/NN_x.json``,
 ``_build/executed/notebooks/NN_x.ipynb``. The copy is written last and names the hash of the results: it is
 the sign of a finished run, and whatever interrupts a run leaves nothing that a later run takes for finished.
 
-A copy also names the hash of each thing that it was made from: the notebook, the modules of ``recsys_lib``
-that its code depends on (the pinned data sets among them), the locked versions, and for a notebook that reads
-other chapters' results, those results. A change of prose alone is carried into the copy without a run.
+A copy also names the hash of each thing that it was made from: the notebook, what its code depends on in
+``recsys_lib`` (the pinned data sets among it), the locked versions, and for a notebook that reads other
+chapters' results, those results. A change of prose alone is carried into the copy without a run.
 """
 
 import argparse
@@ -127,8 +127,8 @@ def inputs(path: Path, layout: Layout, package: Package) -> dict[str, str]:
     }
     # a line of IPython's own ("%time", "!ls") is no Python and imports nothing
     source = re.sub(r"^(\s*)[%!?].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)
-    for file in package.closure(source):
-        found[file.relative_to(layout.root).as_posix()] = digest(file.read_bytes())
+    for file, counted in package.closure(source).items():
+        found[file.relative_to(layout.root).as_posix()] = digest(counted)
     for name in upstream(path, layout):
         results = layout.results / f"{name}.json"
         found[f"results of {name}"] = digest(results.read_bytes()) if results.exists() else "missing"

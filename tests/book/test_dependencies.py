@@ -72,4 +72,76 @@ def test_files_that_are_no_modules_count_for_whoever_uses_the_package(package, t
     (tmp_path / "lib" / "table.json").write_text("{}")
     again = Package(tmp_path, "lib")
     assert tmp_path / "lib" / "table.json" in again.closure("import lib.base")
-    assert again.closure("import math") == []
+    assert again.closure("import math") == {}
+
+
+INIT = FILES["models/__init__.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "matters"),
+    [
+        # what brings other names, or only lists and describes them
+        (f"{INIT}from lib.models.three import Three\n", False),
+        (f"{INIT}import math\n", False),
+        ("from lib.models.one import One, Other\nfrom .two import Two\n", False),
+        ("from lib.models.one import One\n", False),
+        (f'"""About this."""\n\n# a comment\n{INIT}\n__all__ = ["One"]\n', False),
+        # where the name comes from
+        ("from lib.models.two import Two as One\n", True),
+        ("from lib.models.one import Other as One\n", True),
+        ("from .one import One\n", True),
+        (f"{INIT}from lib.models.two import One\n", True),
+        (f"{INIT}from lib.models.two import *\n", True),
+        ("def One(): ...\n", True),
+        ("", True),
+        # what may do something when the package is imported
+        (f"{INIT}print('imported')\n", True),
+        (f"{INIT}One.name = 'other'\n", True),
+        (f"{INIT}VERSION = 2\n", True),
+        (f"{INIT}__all__ = list(globals())\n", True),
+        (f"{INIT}if True:\n    from lib.models.three import Three\n", True),
+        (f"{INIT}def __getattr__(name): ...\n", True),
+        ("from __future__ import annotations\n" + INIT, True),
+        ("from lib models import One\n", True),
+    ],
+)
+def test_what_matters_of_a_package_on_the_way(package, text, matters):
+    (package.root / "lib" / "models" / "three.py").write_text("")
+    before = Package(package.root, "lib").closure("from lib.models import One")
+    (package.root / "lib" / "models" / "__init__.py").write_text(text)
+    after = Package(package.root, "lib").closure("from lib.models import One")
+    assert (after != before) is matters
+
+
+@pytest.mark.parametrize(
+    ("text", "followed"),
+    [
+        ("print('imported')", False),
+        ("from lib.models.three import set_up\nset_up()", True),
+        ("import lib.models.three\nlib.models.three.set_up()", True),
+        ("from lib.models.three import Three\nthree.set_up()", True),
+        ("from lib.models import three\nprint(three)", True),
+        ("def set_up():\n    from lib.models import three", True),
+        ("from lib.models.three import set_up\nglobals()['set_up']()", True),
+        ("from lib.models.three import *", True),
+    ],
+)
+def test_what_a_package_on_the_way_uses_itself_counts(package, text, followed):
+    """The statements of ``__init__.py`` that do something lead to the modules that they use."""
+    (package.root / "lib" / "models" / "three.py").write_text("")
+    (package.root / "lib" / "models" / "__init__.py").write_text(f"{INIT}{text}\n")
+    for source in ("from lib.models import One", "import lib.models.one"):
+        found = Package(package.root, "lib").closure(source)
+        assert (package.root / "lib" / "models" / "three.py" in found) is followed
+
+
+def test_a_package_that_is_used_itself_counts_as_a_whole(package):
+    found = package.closure("import lib.models\nfrom lib.models import One")
+    assert found[package.root / "lib" / "models" / "__init__.py"] == INIT.encode()
+
+
+def test_where_a_module_cannot_be_parsed_everything_counts(package):
+    (package.root / "lib" / "base.py").write_text("import import")
+    assert len(package.closure("from lib.models import One")) == len(FILES)
+    assert len(package.closure("import lib.alone")) == 2

@@ -28,6 +28,9 @@ pathlib.Path(os.environ["RECSYS_RESULTS"], record["chapter"] + ".json").write_te
 """
 
 
+EXPORTS = '"""A library."""\n\nfrom recsys_lib.two import VALUE\n\n__all__ = ["VALUE"]\n'
+
+
 def add(root, name, *cells, title="A title", record="{}", needs=None):
     """Write a small chapter that runs some cells and then records its results."""
     file = root / "notebooks" / f"{name}.ipynb"
@@ -81,8 +84,8 @@ def finished(tmp_path_factory):
     """A book of two chapters and one that reads their results, executed once."""
     root = tmp_path_factory.mktemp("book")
     library = root / "recsys_lib"
-    (library / "models").mkdir(parents=True)
-    (library / "__init__.py").write_text("")
+    library.mkdir()
+    (library / "__init__.py").write_text(EXPORTS)
     (library / "one.py").write_text("VALUE = 1\n")
     (library / "two.py").write_text("VALUE = 2\n")
     (root / "requirements.lock").write_text("torch==2.13.0\n")
@@ -90,7 +93,7 @@ def finished(tmp_path_factory):
     add(
         root,
         "02_b",
-        "from recsys_lib.two import VALUE\nVALUE",
+        "from recsys_lib import VALUE\nVALUE",
         title="Second",
         record="{'numbers': {'x': 0.25}}",
     )
@@ -160,6 +163,22 @@ def test_a_change_of_the_library_runs_what_depends_on_it(book):
     assert started(done) == ["02_b"]
     assert "22" in copy_of(book, "02_b").read_text()
     assert reasons(book) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (EXPORTS.replace("\n__all__", "from recsys_lib.one import VALUE as ONE\n\n__all__"), set()),
+        (EXPORTS.replace('["VALUE"]', '["ONE", "VALUE"]').replace("A library", "The library"), set()),
+        (EXPORTS.replace("two", "one"), {"02_b"}),
+        (f"{EXPORTS}VALUE = 2\n", {"01_a", "02_b"}),
+    ],
+)
+def test_of_what_a_package_exports_only_the_names_used_count(book, text, names):
+    (book / "recsys_lib" / "__init__.py").write_text(text)
+    assert text != EXPORTS
+    assert reasons(book).keys() == names
+    assert all(reason.startswith("recsys_lib/__init__.py") for reason in reasons(book).values())
 
 
 def test_a_change_of_results_runs_who_reads_them(book):
