@@ -16,7 +16,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env book execute html serve test unit lint notebook-tests accept stamp tidy lock bench clean
+.PHONY: help env contents book execute html serve test unit lint notebook-tests accept stamp tidy lock bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -30,14 +30,18 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-book: execute html ## execute what has changed, build the pages, say where to open them
+# Before anything is executed: the build takes only what the contents list.
+contents: env
+	@$(BIN)/python -m book.contents
+
+book: contents execute html ## execute what has changed, build the pages, say where to open them
 	@echo "The book: file://$(CURDIR)/_build/html/index.html (or: make serve)"
 
 execute: env ## execute the notebooks whose copies are missing or stale
 	$(BIN)/python -m book.execute --jobs $(JOBS)
 
 # Built afresh and apart, then put in place whole: a failed build leaves no page that looks finished.
-html: env ## build the pages from the executed notebooks
+html: contents ## build the pages from the executed notebooks
 	$(BIN)/python -m book.execute --check
 	@rm -rf _build/site
 	@mkdir -p _build/site
@@ -61,7 +65,7 @@ unit: env ## the library's quick tests, in under a minute
 notebook-tests: env ## the shape of the committed notebooks
 	$(BIN)/python -m pytest -q tests/notebooks/test_notebooks.py
 
-lint: env ## ruff, mypy, import-linter and the notebooks' tidy form
+lint: env ## ruff, mypy, import-linter, the notebooks' tidy form and the contents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -2,8 +2,8 @@
 
 ``python -m book.notebooks`` rewrites every notebook in its tidy form: no outputs, no metadata that a program
 left behind, stable cell ids, and the shared set-up cell with the repository's address, which is decided in
-``pyproject.toml``. With ``--check`` it changes nothing and names what is not as it should be; what that is,
-``CONTRIBUTING.md`` says.
+``pyproject.toml``. With ``--check`` it changes nothing and names what is not as it should be, in the
+notebooks and in the contents that list them; what that is, ``CONTRIBUTING.md`` says.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from book import contents
 from book.prose import typed_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -341,20 +342,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name what is wrong")
     parser.add_argument("files", nargs="*", type=Path, help="notebooks (default: all)")
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     wrong = 0
-    for path in options.files or notebook_files():
+    for path in options.files or notebook_files(options.root):
         if options.check:
-            found = check(path)
+            found = check(path, options.root)
             wrong += len(found)
             for problem in found:
                 print(f"{path.name}: {problem}")
             continue
         before = path.read_text("utf8")
-        after = tidy(nbformat.reads(before, as_version=4))
+        after = tidy(nbformat.reads(before, as_version=4), options.root)
         if after != before:
             path.write_text(after, "utf8")
             print(f"{path.name}: tidied")
+    if options.check:
+        found = contents.problems(options.root)
+        wrong += len(found)
+        print("".join(f"{problem}\n" for problem in found), end="")
     return 1 if wrong else 0
 
 
