@@ -79,9 +79,11 @@ stamp: env ## write the repository's address, from pyproject.toml, wherever it m
 	$(BIN)/python -m book._ext.repository_address
 	$(BIN)/python -m book.notebooks
 
+# What cannot be fixed must not keep the rest from being formatted; a fix may need formatting again.
 tidy: stamp ## bring notebooks and code into their tidy form
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	@status=0; for step in "format" "check --fix" "format --quiet"; do \
+	  echo "$(BIN)/ruff $$step ."; $(BIN)/ruff $$step . || status=$$?; \
+	done; exit $$status
 
 lock: env ## renew requirements.lock
 	$(BIN)/python -m book.lock
