@@ -1,6 +1,7 @@
 """Fixtures that the library's tests share."""
 
 import http.server
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,9 +12,25 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from recsys_lib.data import Interactions, MovieLens, load_movielens
+from recsys_lib.devices import resolve_device
+
+DEVICE = os.environ.get("RECSYS_TEST_DEVICE") or "cpu"
 
 # The tests' problems are small: on a busy machine a second thread waits longer than it works.
 torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    return f"RECSYS_TEST_DEVICE: {DEVICE}"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where models are fitted and score: the device that ``RECSYS_TEST_DEVICE`` names, else the CPU."""
+    try:
+        return resolve_device(DEVICE)
+    except ValueError as error:
+        pytest.fail(f"RECSYS_TEST_DEVICE: {error}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
