@@ -16,7 +16,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env contents book execute html serve test unit lint notebook-tests accept stamp tidy lock bench clean
+.PHONY: help env contents book execute html serve test unit gpu-check lint notebook-tests accept stamp tidy lock bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -61,6 +61,10 @@ test: lint unit notebook-tests book ## everything: checks, execution, build, all
 
 unit: env ## the library's quick tests, in under a minute
 	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/library
+
+# Status 3: there is no GPU, and the command has said so.
+gpu-check: env ## the library's quick tests and one chapter on this machine's GPU, if it has one
+	@$(BIN)/python -m book.gpu_check || [ $$? -eq 3 ]
 
 notebook-tests: env ## the shape of the committed notebooks
 	$(BIN)/python -m pytest -q tests/notebooks/test_notebooks.py

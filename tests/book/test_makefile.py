@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def checkout(tmp_path):
-    """The Makefile in a folder of its own, with this environment's ruff and a Python that does nothing."""
+    """The Makefile in a folder of its own, with this environment's ruff and a Python that only ends."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     (programs / "ruff").symlink_to(Path(sys.executable).with_name("ruff"))
-    (programs / "python").write_text("#!/bin/sh\nexit 0\n")
+    (programs / "python").write_text("#!/bin/sh\nexit ${STATUS:-0}\n")
     (programs / "python").chmod(0o755)
     (tmp_path / ".venv" / ".complete").touch()
     return tmp_path
@@ -54,3 +54,11 @@ def test_tidy_formats_what_stands_beside_a_file_that_is_no_python(checkout):
     (checkout / "module.py").write_text('"""A module."""\nx=1\n')
     assert make(checkout, "tidy").returncode != 0
     assert (checkout / "module.py").read_text() == '"""A module."""\n\nx = 1\n'
+
+
+@pytest.mark.parametrize(("status", "passes"), [(0, True), (3, True), (1, False)])
+def test_a_machine_without_a_gpu_is_no_failure_of_its_check(checkout, monkeypatch, status, passes):
+    monkeypatch.setenv("STATUS", str(status))
+    done = make(checkout, "gpu-check")
+    assert (done.returncode == 0) is passes
+    assert bool(done.stderr) is not passes
