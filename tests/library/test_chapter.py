@@ -15,9 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-import recsys_lib.chapter as module
 from recsys_lib import losses
-from recsys_lib.chapter import PALETTE, Chapter, figure_style, recorded, results_dir, show_source
+from recsys_lib.chapter import (
+    PALETTE,
+    Chapter,
+    figure_style,
+    record,
+    recorded,
+    results_dir,
+    show,
+    show_source,
+)
 from recsys_lib.evaluation import Comparison
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,16 +196,37 @@ def test_results_go_where_the_environment_says(monkeypatch, tmp_path):
 def test_reading_back_what_is_not_there_or_not_right(tmp_path):
     assert recorded(tmp_path / "nowhere") == {}
     (tmp_path / "01_a.json").write_text('{"chapter": "01_b"}')
-    with pytest.raises(ValueError, match=r"01_a\.json does not hold the results of 01_a"):
+    with pytest.raises(ValueError, match=r"01_a\.json: not the results of a chapter named 01_a"):
         recorded(tmp_path)
     (tmp_path / "01_a.json").write_text('{"chapter": "01_')
-    with pytest.raises(ValueError, match=r"01_a\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"01_a\.json: not valid JSON"):
         recorded(tmp_path)
 
 
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(ValueError, match="device"):
         Chapter("x", dataset="d", seed=0, device="no-such-device")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"name": ""}, "chapter is '', not a text"),
+        ({"dataset": None}, "dataset is None, not a text"),
+        ({"seed": np.int64(0)}, "seed is .*0.*, not a whole number"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(facts, message):
+    with pytest.raises(ValueError, match=message):
+        Chapter(**{"name": "x", "dataset": "d", "seed": 0, "device": "cpu", **facts})
+
+
+def test_a_result_without_a_model_is_refused_and_leaves_nothing(chapter, tmp_path):
+    for part in ("model", "family"):
+        with pytest.raises(ValueError, match=f"result 'bpr': {part} is '', not a text that is not empty"):
+            chapter.record("bpr", report(), **{"model": "m", "family": "f", part: ""})
+    chapter.record("bpr", report(), model="m", family="f")  # what was refused took no name
+    assert len(written(chapter, tmp_path)["results"]) == 1
 
 
 def drawn():
@@ -302,7 +331,7 @@ def test_source_is_printed_in_plain_python(capsys):
     shown = capsys.readouterr().out
     assert "# recsys_lib/losses.py, lines " in shown
     assert inspect.getsource(losses.bpr_loss).rstrip() in shown
-    assert "# recsys_lib/chapter.py" in shown
+    assert "# recsys_lib/chapter/record.py" in shown
     assert str(ROOT) not in shown
     assert "\ndef finish(self)" in shown  # a method is shown without its indentation
 
@@ -324,10 +353,10 @@ def test_a_package_and_a_module_can_be_shown(capsys):
 
 
 @pytest.mark.parametrize(
-    "source", [inspect.getsource(module), inspect.getsource(losses)], ids=["chapter", "losses"]
+    "source", [inspect.getsource(part) for part in (record, show, losses)], ids=["record", "show", "losses"]
 )
 def test_without_docstrings_the_code_is_the_same(source):
-    bare = module._without_docstrings(source)
+    bare = show._without_docstrings(source)
 
     def code(text):
         tree = ast.parse(text)

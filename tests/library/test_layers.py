@@ -17,6 +17,7 @@ from book.lock import LOCK, pins, wanted
 
 ROOT = Path(__file__).resolve().parents[2]
 CONDA_NAMES = {"pytorch": "torch"}
+HEAVY = {"torch", "numpy", "pandas", "transformers", "datasets", "matplotlib", "scipy", "sklearn"}
 
 
 def normalized(name: str) -> str:
@@ -39,8 +40,20 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_package_itself_imports_nothing_heavy():
-    heavy = {"torch", "numpy", "pandas", "transformers", "datasets", "matplotlib", "scipy", "sklearn"}
-    assert not heavy & loaded_by("import recsys_lib")
+    assert not HEAVY & loaded_by("import recsys_lib")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import recsys_lib.chapter.results",
+        "from recsys_lib.chapter import Chapter, recorded; recorded('nowhere')",
+        "import book.accept, book.execute",
+    ],
+)
+def test_results_are_read_without_anything_heavy(statement):
+    """The book's tools read them, too, and would otherwise load torch to draw a table."""
+    assert not HEAVY & loaded_by(statement)
 
 
 def test_no_module_imports_what_few_chapters_need():
