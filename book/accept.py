@@ -9,10 +9,11 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from book.execute import ROOT, Layout, stale, write
+from recsys_lib.chapter.results import ChapterResults, ResultsError, read_all
 
 ACCEPTED = ROOT / "book" / "accepted.json"
 # Wide enough for another version's random numbers, or another order of summation; a zero never passes.
@@ -22,19 +23,7 @@ Bands = dict[str, dict[str, dict[str, float]]]
 ADVICE = "if this is meant, run `make accept` and read the difference"
 
 
-def headlines(record: dict[str, Any]) -> dict[str, tuple[float, bool]]:
-    """The headline results of one chapter: their values, and whether no random number was drawn."""
-    found = {
-        row["name"]: (row["value"], row.get("deterministic", False))
-        for row in record["results"]
-        if row["headline"]
-    }
-    for name, deterministic in record.get("headline_numbers", {}).items():
-        found[name] = (record["numbers"][name], deterministic)
-    return found
-
-
-def problems(accepted: Bands, results: dict[str, dict[str, Any]]) -> list[str]:
+def problems(accepted: Bands, results: Mapping[str, ChapterResults]) -> list[str]:
     """Every difference between what is accepted and what was measured that needs a person.
 
     Args:
@@ -43,7 +32,7 @@ def problems(accepted: Bands, results: dict[str, dict[str, Any]]) -> list[str]:
     """
     found = [f"{chapter}: has accepted results but recorded none" for chapter in accepted.keys() - results]
     for chapter, record in results.items():
-        bands, measured = accepted.get(chapter, {}), headlines(record)
+        bands, measured = accepted.get(chapter, {}), record.headlines
         found += [f"{chapter}: the headline result {name!r} is missing" for name in bands.keys() - measured]
         for name, (value, _) in measured.items():
             if name not in bands:
@@ -60,7 +49,7 @@ def problems(accepted: Bands, results: dict[str, dict[str, Any]]) -> list[str]:
     return sorted(found)
 
 
-def renew(accepted: Bands, results: dict[str, dict[str, Any]]) -> Bands:
+def renew(accepted: Bands, results: Mapping[str, ChapterResults]) -> Bands:
     """Bands around the present results; a width that a person has chosen is kept.
 
     Raises:
@@ -68,7 +57,7 @@ def renew(accepted: Bands, results: dict[str, dict[str, Any]]) -> Bands:
     """
     bands: Bands = {}
     for chapter, record in sorted(results.items()):
-        for name, (value, deterministic) in sorted(headlines(record).items()):
+        for name, (value, deterministic) in sorted(record.headlines.items()):
             rounded = float(f"{value:.4g}")
             if not rounded or not math.isfinite(rounded):
                 raise ValueError(f"{chapter}: the headline result {name!r} is {value}; it cannot be accepted")
@@ -93,11 +82,6 @@ def read_accepted(path: Path = ACCEPTED) -> Bands:
     return bands
 
 
-def read_results(layout: Layout) -> dict[str, dict[str, Any]]:
-    """What the chapters recorded, by chapter."""
-    return {path.stem: json.loads(path.read_text("utf8")) for path in sorted(layout.results.glob("*.json"))}
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m book.accept", description=(__doc__ or "").split("\n")[0])
@@ -110,7 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
     if waiting:
         print(f"run `make execute` first; these are not up to date: {', '.join(waiting)}", file=sys.stderr)
         return 1
-    accepted, results = read_accepted(), read_results(layout)
+    accepted = read_accepted()
+    try:
+        results = read_all(layout.results)
+    except ResultsError as error:
+        print(error, file=sys.stderr)
+        return 1
     if options.check:
         found = problems(accepted, results)
         print("\n".join([*found, ADVICE] if found else ["every headline result is in its band"]))

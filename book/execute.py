@@ -25,12 +25,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from book.dependencies import Package
+from recsys_lib.chapter.results import ChapterResults, ResultsError
 from recsys_lib.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -357,26 +359,25 @@ class Run:
                 raise NotebookError(f"{self._where(number)} ended in an error that was not raised")
         if inputs(self.path, self.layout, Package(self.layout.root)) != made_from:
             raise NotebookError("something that it is made from changed while it ran; run it again")
-        record = self._read_results(results)
-        record["title"] = title(self.notebook)
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        record = replace(self._read_results(results), title=title(self.notebook))
+        text = record.text()
         executed.metadata.pop("papermill", None)
         for cell in executed.cells:
             for key in ("papermill", "execution"):
                 cell.metadata.pop(key, None)
         own = executed.metadata.get("recsys_book", {})
-        self.peak_memory = max(self.peak_memory, int((record.get("peak_memory_mb") or 0) * 1e6))
+        self.peak_memory = max(self.peak_memory, int((record.peak_memory_mb or 0) * 1e6))
         executed.metadata["recsys_book"] = {
             **own,
             "hash": digest(json.dumps(made_from, sort_keys=True)),
             "inputs": made_from,
             "seconds": round(self.seconds, 1),
             "peak_memory_mb": round(self.peak_memory / 1e6),
-            "device": record.get("device", "cpu"),
-            "hardware": record.get("hardware", ""),
+            "device": record.device,
+            "hardware": record.hardware,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
-            "versions": record.get("versions", {}),
+            "versions": dict(record.versions),
             "results_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
         copy = json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
@@ -385,20 +386,13 @@ class Run:
         write(self.layout.results / f"{self.name}.json", text)
         write(self.layout.executed / self.path.name, copy)
 
-    def _read_results(self, path: Path) -> dict[str, Any]:
+    def _read_results(self, path: Path) -> ChapterResults:
         if not path.exists():
             raise NotebookError("it recorded no results; end it with chapter.finish()")
-
-        def refuse(constant: str) -> None:
-            raise ValueError(f"it holds {constant}")
-
         try:
-            record = json.loads(path.read_text("utf8"), parse_constant=refuse)
-        except ValueError as error:
+            return ChapterResults.parse(path.read_bytes(), self.name)
+        except ResultsError as error:
             raise NotebookError(f"its results cannot be read: {error}") from error
-        if not isinstance(record, dict) or record.get("chapter") != self.name:
-            raise NotebookError(f"its results are not those of a chapter named {self.name}")
-        return record
 
 
 def title(notebook: dict[str, Any]) -> str:
@@ -425,8 +419,11 @@ def refresh(path: Path, layout: Layout, package: Package) -> bool:
     if not results.exists() or hashlib.sha256(results.read_bytes()).hexdigest() != made["results_sha256"]:
         return False
     notebook = read_notebook(path)
-    if title(notebook) != json.loads(results.read_text("utf8")).get("title"):
-        return False  # the title is part of the results
+    try:
+        if title(notebook) != ChapterResults.read(results).title:
+            return False  # the title is part of the results
+    except ResultsError:
+        return False
     outputs = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":

@@ -1,19 +1,18 @@
 """Read what the executed notebooks recorded, and put it into words.
 
 Two products are read: the metadata ``recsys_book`` of an executed copy, written by ``book/execute.py``, and
-the results file of a chapter, written by ``recsys_lib.chapter``. Both are treated as text: nothing in them is
-ever interpreted as markup.
+the results file of a chapter, whose schema is ``recsys_lib.chapter.results``. Both are treated as text:
+nothing in them is ever interpreted as markup.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VERDICTS = ("holds", "fails", "depends")
+from recsys_lib.chapter.results import ChapterResults, ResultsError
 
 # What a chapter's parameter `dataset` means, in full.
 DATASETS = {
@@ -26,18 +25,6 @@ DATASETS = {
 
 class BadDataError(ValueError):
     """A recorded file does not have the agreed shape; the message names the file and what to do."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim that a chapter settled."""
-
-    id: str
-    statement: str
-    verdict: str
-    evidence: str
-    condition: str
-    docname: str
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -67,27 +54,16 @@ def run_metadata(copy: Path) -> dict[str, Any]:
     return metadata
 
 
-def read_claims(path: Path, docname: str) -> list[Claim]:
-    """Return the claims of one results file, in the order in which the chapter made them.
+def chapter_results(path: Path) -> ChapterResults | None:
+    """Return what a chapter recorded, or None if it has no results file.
 
     Raises:
-        BadDataError: a claim lacks a part, or its verdict is none of `VERDICTS`.
+        BadDataError: the file is not what a chapter writes.
     """
-    claims = []
-    for entry in read_json(path).get("claims", []):
-        parts = {
-            key: str(entry.get(key) or "") for key in ("id", "statement", "verdict", "evidence", "condition")
-        }
-        empty = [key for key in ("id", "statement", "evidence") if not parts[key]]
-        if empty:
-            raise BadDataError(f"{path}: the claim {parts['id']!r} has no {empty[0]}")
-        if parts["verdict"] not in VERDICTS:
-            raise BadDataError(
-                f"{path}: the claim {parts['id']!r} has the verdict {parts['verdict']!r}; "
-                f"expected one of {', '.join(VERDICTS)}"
-            )
-        claims.append(Claim(docname=docname, **parts))
-    return claims
+    try:
+        return ChapterResults.read(path) if path.is_file() else None
+    except ResultsError as error:
+        raise BadDataError(str(error)) from error
 
 
 def duration(seconds: float) -> str:

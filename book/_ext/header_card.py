@@ -16,16 +16,17 @@ from sphinx.util import logging
 from book._ext.book_data import (
     BadDataError,
     amount,
+    chapter_results,
     dataset,
     day,
     duration,
     hardware,
     memory,
-    read_json,
     run_metadata,
 )
 from book._ext.executed_copies import copy_of, is_notebook, results_of
 from book._ext.repository_address import BRANCH
+from recsys_lib.chapter.results import ChapterResults
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +64,13 @@ def skip_card(translator: Any, node: run_card) -> None:
     raise nodes.SkipNode
 
 
-def facts(metadata: dict[str, Any], results: dict[str, Any]) -> list[tuple[str, str]]:
+def facts(metadata: dict[str, Any], results: ChapterResults | None) -> list[tuple[str, str]]:
     """Return the card's names and values; what was not recorded is left out."""
-    versions = metadata.get("versions") or results.get("versions") or {}
+    versions = metadata.get("versions") or (results.versions if results else {})
     python = {"python": metadata["python"]} if metadata.get("python") else {}
     pairs = [
-        ("Data", dataset(str(results.get("dataset") or ""))),
-        ("Seed", "" if results.get("seed") is None else str(results["seed"])),
+        ("Data", dataset(results.dataset) if results else ""),
+        ("Seed", str(results.seed) if results else ""),
         ("Device", hardware(metadata)),
         ("Run time", amount(metadata.get("seconds"), duration)),
         ("Peak memory", amount(metadata.get("peak_memory_mb"), memory)),
@@ -90,7 +91,9 @@ def button(text: str, target: str) -> nodes.reference:
     return nodes.reference("", text, refuri=target, classes=["run-card-button"])
 
 
-def make_card(app: Sphinx, docname: str, metadata: dict[str, Any], results: dict[str, Any]) -> run_card:
+def make_card(
+    app: Sphinx, docname: str, metadata: dict[str, Any], results: ChapterResults | None
+) -> run_card:
     """Return the card of one chapter."""
     listed = nodes.definition_list()
     for name, value in facts(metadata, results):
@@ -120,10 +123,10 @@ def insert_card(app: Sphinx, doctree: nodes.document) -> None:
     copy, results = copy_of(app, docname), results_of(app, docname)
     try:
         metadata = run_metadata(copy) if copy.is_file() else {}
-        recorded = read_json(results) if results.is_file() else {}
+        recorded = chapter_results(results)
     except BadDataError as error:
         logger.warning("%s", error, location=docname, type="book")
-        metadata, recorded = {}, {}
+        metadata, recorded = {}, None
     title = next(doctree.findall(nodes.title), None)
     if title is None or not isinstance(title.parent, nodes.section):
         logger.warning(

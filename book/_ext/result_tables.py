@@ -20,16 +20,16 @@ from sphinx.util.docutils import SphinxDirective
 
 from book._ext.book_data import (
     BadDataError,
-    Claim,
     amount,
+    chapter_results,
     day,
     duration,
     hardware,
     memory,
-    read_claims,
     run_metadata,
 )
 from book._ext.executed_copies import copy_of, is_notebook, results_of
+from recsys_lib.chapter.results import Claim
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +153,11 @@ class Claims(RecordedTable):
 
     def make(self, app: Sphinx) -> list[nodes.Node]:
         """Make the table."""
-        found: list[Claim] = []
+        found: list[tuple[str, Claim]] = []
         for docname in notebooks(app):
-            if results_of(app, docname).is_file():
-                found += read_claims(results_of(app, docname), docname)
-        ids = [claim.id for claim in found]
+            if results := chapter_results(results_of(app, docname)):
+                found += [(docname, claim) for claim in results.claims]
+        ids = [claim.id for _, claim in found]
         twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
         if twice:
             raise BadDataError(
@@ -168,21 +168,21 @@ class Claims(RecordedTable):
         return [
             table(
                 self.headings,
-                [self.row(claim) for claim in found],
+                [self.row(docname, claim) for docname, claim in found],
                 caption="Claims that the chapters settled by measuring.",
                 widths=[32, 12, 38, 18],
                 classes=["claims-table"],
             )
         ]
 
-    def row(self, claim: Claim) -> list[nodes.Node]:
+    def row(self, docname: str, claim: Claim) -> list[nodes.Node]:
         """Return the cells of one claim."""
         statement = nodes.paragraph("", claim.statement, ids=[nodes.make_id(f"claim-{claim.id}")])
         evidence = nodes.paragraph("", claim.evidence)
         verdict = verdict_badge(claim.verdict)
         if claim.condition:
             verdict += nodes.inline("", f" {claim.condition}", classes=["condition"])
-        return [statement, verdict, evidence, page_link(claim.docname, self.env.docname)]
+        return [statement, verdict, evidence, page_link(docname, self.env.docname)]
 
 
 class Status(RecordedTable):

@@ -23,7 +23,10 @@ from book.execute import ROOT, Layout, inputs, stale
 ALL = ["01_a.ipynb", "01_a.json", "02_b.ipynb", "02_b.json", "99_all.ipynb", "99_all.json"]
 RECORD = """
 import json, os, pathlib
-record = {"chapter": %r, "results": [], "numbers": {}, "versions": {"torch": "1"}, "device": "cpu"} | %s
+facts = {"title": "", "dataset": "100k", "seed": 0, "device": "cpu", "hardware": "cpu: x", "seconds": 0.1}
+facts |= {"peak_memory_mb": None, "versions": {"torch": "1"}, "results": [], "numbers": {}}
+facts |= {"headline_numbers": {}, "texts": {}, "claims": []}
+record = {"chapter": %r, **facts} | %s
 pathlib.Path(os.environ["RECSYS_RESULTS"], record["chapter"] + ".json").write_text(json.dumps(record))
 """
 
@@ -95,7 +98,7 @@ def finished(tmp_path_factory):
         "02_b",
         "from recsys_lib import VALUE\nVALUE",
         title="Second",
-        record="{'numbers': {'x': 0.25}}",
+        record="{'numbers': {'x': 0.25}, 'a_later_field': ['kept']}",
     )
     add(root, "99_all", "import os\nprint(sorted(os.listdir(os.environ['RECSYS_RESULTS'])))", needs=["*"])
     done = run(root, check=0)
@@ -137,6 +140,7 @@ def test_what_a_finished_run_leaves(finished):
     assert str(finished) not in copy_of(finished, "02_b").read_text()
     record = json.loads(results_of(finished, "02_b").read_text())
     assert (record["title"], record["numbers"]) == ("Second", {"x": 0.25})
+    assert record["a_later_field"] == ["kept"]
     assert not (finished / "_build" / "scratch").exists() or not list(
         (finished / "_build" / "scratch").iterdir()
     )
@@ -289,6 +293,11 @@ def test_a_failing_cell_is_named_and_what_finished_is_kept(book):
         (["pass"], "", "recorded no results; end it with chapter.finish"),
         (["pass"], "{'chapter': 'other'}", "recorded no results"),
         (["pass"], "{'numbers': {'x': float('nan')}}", "its results cannot be read: it holds NaN"),
+        (
+            ["pass"],
+            "{'numbers': {'x': None}}",
+            "its results cannot be read: numbers: 'x' is None, not a finite number",
+        ),
     ],
 )
 def test_other_ways_to_fail(book, cells, record, message):

@@ -18,18 +18,20 @@ from sphinx.errors import ConfigError, ExtensionError
 from book._ext import offline_assets
 from book._ext.book_data import (
     BadDataError,
+    chapter_results,
     dataset,
     day,
     duration,
     hardware,
     memory,
-    read_claims,
     run_metadata,
 )
 from book._ext.chapter_numbers import by_chapter, chapter_number
 from book._ext.repository_address import pages_url, repository_url, stamped
+from book._ext.result_tables import ICONS
 from book.dependencies import Package
 from book.execute import Layout, digest, inputs
+from recsys_lib.chapter.results import VERDICTS
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "from jupyter_book.cli.main import main; main()"
@@ -48,6 +50,12 @@ parts:
       - file: book/claims
       - file: book/status
 """
+
+RECORDED = {
+    "title": "", "dataset": "100k", "seed": 7, "device": "cpu", "hardware": "cpu: x", "seconds": 190.0,
+    "peak_memory_mb": None, "versions": {}, "results": [], "numbers": {}, "headline_numbers": {}, "texts": {},
+    "claims": [],
+}  # fmt: skip
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><rect width='9' height='9'/></svg>"
 
@@ -83,9 +91,10 @@ class Book:
         self.folder = folder
         self.html = folder / "_build" / "html"
         shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+        # the extensions read results through the library
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "recsys_lib", folder / "recsys_lib", ignore=unwanted)
         shutil.copyfile(ROOT / "_config.yml", folder / "_config.yml")
-        (folder / "recsys_lib").mkdir()
-        (folder / "recsys_lib" / "__init__.py").touch()
         self.write("_toc.yml", TOC)
         self.write("pyproject.toml", '[project.urls]\nRepository = "https://github.com/me/small-book"\n')
         self.write("book/index.md", "# A small book\n\n$x^2$\n")
@@ -110,7 +119,7 @@ class Book:
         ]
         path = layout.notebooks / f"{name}.ipynb"
         self.write(f"notebooks/{name}.ipynb", json.dumps({**whole, "cells": clean}))
-        recorded = json.dumps({"chapter": name, "dataset": "100k", "seed": 7, "claims": [], **results})
+        recorded = json.dumps({**RECORDED, "chapter": name, **results})
         self.write(f"_build/results/{name}.json", recorded)
         made_from = inputs(path, layout, Package(self.folder))
         run = {
@@ -130,15 +139,11 @@ class Book:
 
     def first(self, value: float, verdict: str = "holds", **claim: str) -> None:
         claims = [
-            {"id": "one", "statement": f"One. {HOSTILE}", "verdict": verdict, "evidence": HOSTILE, **claim},
-            {
-                "id": "two",
-                "statement": "Two.",
-                "verdict": "depends",
-                "evidence": "e",
-                "condition": "only now",
-            },
-        ]
+            {"id": "one", "statement": f"One. {HOSTILE}", "verdict": verdict, "evidence": HOSTILE,
+             "condition": "", "chapter": "01_first", **claim},
+            {"id": "two", "statement": "Two.", "verdict": "depends", "evidence": "e",
+             "condition": f"only now {HOSTILE}", "chapter": "01_first"},
+        ]  # fmt: skip
         cells = [
             markdown("# 1. First\n\nText."),
             code("glue('value', value)", [glued("value", value)]),
@@ -149,13 +154,13 @@ class Book:
         ]
         self.notebook("01_first", cells, {"claims": claims})
 
-    def second(self) -> None:
+    def second(self, **results: Any) -> None:
         cells = [
             markdown("# 4. Second"),
             figure("fig-c"),
             markdown("There {glue:text}`../notebooks/01_first.ipynb::value:.2f`."),
         ]
-        self.notebook("04_second", cells, {})
+        self.notebook("04_second", cells, results)
 
     def build(self, **environment: str) -> subprocess.CompletedProcess[str]:
         """Build the pages, as `make book` does, but on top of what is there."""
@@ -338,8 +343,8 @@ def test_stale_copy_fails(book: Book) -> None:
 @pytest.mark.parametrize(
     ("claim", "sign"),
     [
-        ({"verdict": "perhaps"}, "has the verdict 'perhaps'"),
-        ({"id": "two"}, "is made more than once"),
+        ({"verdict": "perhaps"}, "claim 'one': verdict 'perhaps' is not one of holds, fails, depends"),
+        ({"id": "two"}, "the claim 'two' is made more than once"),
     ],
 )
 def test_bad_claim_fails(claim: dict[str, str], sign: str, book: Book) -> None:
@@ -347,6 +352,14 @@ def test_bad_claim_fails(claim: dict[str, str], sign: str, book: Book) -> None:
     done = book.build()
     assert done.returncode != 0
     assert sign in done.stderr
+
+
+def test_claim_of_two_chapters_fails(book: Book) -> None:
+    claim = {"id": "two", "statement": "S.", "verdict": "holds", "evidence": "e", "condition": ""}
+    book.second(claims=[{**claim, "chapter": "04_second"}])
+    done = book.build()
+    assert done.returncode != 0
+    assert "the claim 'two' is made more than once" in done.stderr
 
 
 def test_build_after_a_kill_starts_afresh(book: Book) -> None:
@@ -416,14 +429,17 @@ def test_chapter_numbers() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"claims": [{"id": "a", "statement": "s", "verdict": "holds"}]}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"chapter": "x", "claims": []}'])
 def test_damaged_results_are_refused_by_name(text: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
+    assert chapter_results(path) is None
     path.write_text(text, encoding="utf8")
-    with pytest.raises(BadDataError, match=r"x\.json"):
-        read_claims(path, "notebooks/x")
+    with pytest.raises(BadDataError, match=r"x\.json: .*; run its notebook again"):
+        chapter_results(path)
+
+
+def test_every_verdict_has_its_icon() -> None:
+    assert tuple(ICONS) == VERDICTS
 
 
 def test_copy_of_another_tool_is_refused(tmp_path: Path) -> None:

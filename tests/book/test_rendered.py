@@ -29,6 +29,7 @@ from page_checks import (
 from playwright.sync_api import Browser
 
 from book._ext.repository_address import BRANCH, repository_url
+from recsys_lib.chapter.results import ChapterResults
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -249,14 +250,12 @@ def test_claims_page_names_every_claim(site: Site) -> None:
     if "book/claims" not in PAGES:
         pytest.fail("the book has no claims page")
     results = [ROOT / "_build" / "results" / f"{Path(name).name}.json" for name in NOTEBOOKS]
-    claims = [
-        claim for path in results if path.is_file() for claim in json.loads(path.read_text("utf8"))["claims"]
-    ]
+    claims = [claim for path in results if path.is_file() for claim in ChapterResults.read(path).claims]
     rows = site.soup(site.root / "book/claims.html").select("table.claims-table tbody tr")
     assert len(rows) == len(claims)
     for row, claim in zip(rows, claims, strict=True):
-        assert plain(claim["statement"]) in plain(row.get_text(" ", strip=True))
-        assert claim["verdict"] in row.select_one(f".verdict-{claim['verdict']}").get_text()
+        assert plain(claim.statement) in plain(row.get_text(" ", strip=True))
+        assert claim.verdict in row.select_one(f".verdict-{claim.verdict}").get_text()
         assert row.find("a") is not None
 
 
