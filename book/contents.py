@@ -4,6 +4,8 @@ The build takes the pages that the contents list and no others, so without this 
 would be left out of the book in silence. ``python -m book.contents`` names what is amiss and the line to add.
 """
 
+import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from book.execute import ROOT, Layout
+from book.execute import ROOT, Layout, write
 
 CONTENTS = "_toc.yml"
 SUFFIXES = ("", ".md", ".ipynb", ".rst")  # an entry may leave its file's suffix out
@@ -51,8 +53,43 @@ def _entries(contents: Any) -> Iterator[str]:
                 yield from _entries(value)
 
 
-def main() -> int:
+def mark_map(drawing: str, contents: str) -> str:
+    """The map with each chapter drawn as ready where the contents list it, and dashed where they do not.
+
+    Args:
+        drawing: the text of ``book/figures/map.svg``.
+        contents: the text of ``_toc.yml``.
+    """
+    listed = set(re.findall(r"file: notebooks/(\d\d)_", contents))
+
+    def box(match: re.Match[str]) -> str:
+        ready = match["number"] in listed
+        classes = [name for name in match["classes"].split() if name != "coming"]
+        shown = " ".join(classes if ready else [*classes, "coming"])
+        state = "ready" if ready else "coming"
+        return f'{match["start"]}data-state="{state}"{match["between"]}class="{shown}"'
+
+    return re.sub(
+        r'(?P<start><g data-chapter="(?P<number>\d\d)" )data-state="\w+"(?P<between>>\s*<rect )'
+        r'class="(?P<classes>[\w ]+)"',
+        box,
+        drawing,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m book.contents", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--map", action="store_true", help="bring the map of the book up to the contents")
+    if parser.parse_args(arguments).map:
+        path = ROOT / "book" / "figures" / "map.svg"
+        drawing = path.read_text("utf8")
+        marked = mark_map(drawing, (ROOT / CONTENTS).read_text("utf8"))
+        if marked != drawing:
+            write(path, marked)
+        return 0
     found = problems()
     for problem in found:
         print(problem)
