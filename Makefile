@@ -16,7 +16,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env contents book execute html serve test unit gpu-check lint notebook-tests accept stamp tidy lock bench clean
+.PHONY: help env contents book execute html serve test unit gpu-check lint notebook-tests accept references stamp tidy lock bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -79,8 +79,12 @@ lint: env ## ruff, mypy, import-linter, the notebooks' tidy form and the content
 accept: env ## take the present headline results as the accepted ones; read the diff
 	$(BIN)/python -m book.accept
 
+references: env ## measure the reference values of the models' tests anew; read the diff
+	$(BIN)/python tests/library/references.py
+
 stamp: env ## write the repository's address, from pyproject.toml, wherever it must be repeated
 	$(BIN)/python -m book._ext.repository_address
+	$(BIN)/python -m book.contents --map
 	$(BIN)/python -m book.notebooks
 
 # What cannot be fixed must not keep the rest from being formatted; a fix may need formatting again.
