@@ -25,6 +25,8 @@ import torch
 
 from recsys_lib.data import Interactions, leave_last_out, load_movielens
 from recsys_lib.models import BPR
+from recsys_lib.models.core.trained import validation_ndcg
+from recsys_lib.ranking import HeldOut
 
 TRIPLES = 98_000
 DIM = 64
@@ -47,9 +49,9 @@ print((time.process_time() - start) / epochs)
 
 
 def ours(inter: Interactions, n_negatives: int, epochs: int = 3) -> float:
-    model = BPR(dim=DIM, epochs=epochs, batch_size=2048, n_negatives=n_negatives, device="cpu")
+    model = BPR(dim=DIM, epochs=epochs, batch_size=2048, n_negatives=n_negatives)
     start = time.process_time()
-    model.fit(inter)
+    model.fit(inter, device="cpu", progress=False)
     return (time.process_time() - start) / epochs / len(inter) * TRIPLES
 
 
@@ -91,11 +93,12 @@ def time_to(target: float, n_negatives: int) -> tuple[float, int, float]:
     """Seconds of training (checks not counted) and epochs until validation NDCG@10 is at least ``target``."""
     split = leave_last_out(load_movielens(progress=False).interactions.positives(4.0))
     for epochs in range(2, 100, 2):
-        model = BPR(dim=DIM, epochs=epochs, n_negatives=n_negatives, device="cpu")
+        model = BPR(dim=DIM, epochs=epochs, n_negatives=n_negatives)
         start = time.process_time()
-        model.fit(split.train)
+        model.fit(split.train, device="cpu", progress=False)
         seconds = time.process_time() - start
-        reached = model.validation_ndcg(split.validation, split.train)
+        held_out = HeldOut.of(split.validation, split.train)
+        reached = validation_ndcg(model, held_out, split.train)
         if reached >= target:
             return seconds, epochs, reached
     raise SystemExit(f"{target} was not reached in 100 epochs")

@@ -59,7 +59,10 @@ def interactions(n_users: int, n_items: int, per_user: int, seed: int) -> Simple
     items = torch.randint(n_items, (n_users, per_user), generator=generator)  # (U, P)
     keys = (torch.arange(n_users)[:, None] * n_items + items).unique()  # (E,)
     crow = torch.searchsorted(keys, torch.arange(n_users + 1) * n_items)  # (U + 1,)
-    return SimpleNamespace(n_users=n_users, n_items=n_items, csr=lambda: (crow, keys % n_items))
+    counts = (keys % n_items).bincount(minlength=n_items)  # (N,)
+    return SimpleNamespace(
+        n_users=n_users, n_items=n_items, csr=lambda: (crow, keys % n_items), item_counts=lambda: counts
+    )
 
 
 def bare(model: DotProduct, n_users: int, batch: int) -> None:
@@ -88,7 +91,7 @@ def whole(n_users: int, n_items: int, factors: int, n_seen: int) -> str:
     model = DotProduct(n_users, n_items, factors)
     test, seen = (interactions(n_users, n_items, n, seed) for n, seed in ((2, 1), (n_seen, 2)))
     before = peak_mb()
-    report = evaluate(model, test, seen=seen, k=K)
+    report = evaluate(model, test, seen=seen, k=K, progress=False)
     return (
         f"{report.n:,} users in {report.seconds:.1f} s, peak memory {peak_mb():.0f} MB "
         f"({before:.0f} MB before evaluate)"
@@ -110,11 +113,11 @@ def main() -> None:
     test, seen = (interactions(n, args.items, per_user, seed) for per_user, seed in ((2, 1), (args.seen, 2)))
     for kind in (DotProduct, IntegerScores):
         model = kind(n, args.items, args.factors)
-        evaluate(model, test, seen=seen, k=K)  # warm up, and learn the default batch
+        evaluate(model, test, seen=seen, k=K, progress=False)  # warm up, and learn the default batch
         batch = model.largest_batch
         ours, theirs = [], []
         for _ in range(args.pairs):
-            ours.append(timed(lambda model=model: evaluate(model, test, seen=seen, k=K)))
+            ours.append(timed(lambda model=model: evaluate(model, test, seen=seen, k=K, progress=False)))
             theirs.append(timed(lambda model=model, batch=batch: bare(model, n, batch)))
         print(f"{kind.__name__}: {args.pairs} pairs of {n:,} users in batches of {batch}; evaluate / bare is")
         (clock, cpu), (bare_clock, bare_cpu) = (zip(*times, strict=True) for times in (ours, theirs))

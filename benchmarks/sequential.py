@@ -29,7 +29,8 @@ from recsys_lib.attention import present_tokens
 from recsys_lib.data import Interactions, load_movielens
 from recsys_lib.devices import seed_generator
 from recsys_lib.losses import softmax_loss
-from recsys_lib.models.sequential import SASRec, _by_length, _rows, _windows
+from recsys_lib.models import SASRec
+from recsys_lib.models.core.windows import by_length, cut_windows, rows_of
 
 DIM, LAYERS, HEADS, LENGTH, STEP = 64, 2, 2, 100, 2048
 Batches = Callable[[torch.Generator], Iterator[tuple[Tensor, Tensor]]]
@@ -80,10 +81,10 @@ def padded_batches(events: Interactions, full: bool) -> Batches:
     """Windows at random in batches, padded to the longest of the batch or to the full length."""
 
     def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        starts, lengths = _windows(events, LENGTH, generator)  # (M,), (M,)
+        starts, lengths = cut_windows(events, LENGTH, generator)  # (M,), (M,)
         rows_a_batch = round(STEP / float(lengths.float().mean()))
         for chosen in torch.randperm(len(starts), generator=generator).split(rows_a_batch):
-            rows = _rows(events.items, starts[chosen], lengths[chosen])  # (B, T)
+            rows = rows_of(events.items, starts[chosen], lengths[chosen])  # (B, T)
             if full:
                 rows = nn.functional.pad(rows, (0, LENGTH + 1 - rows.shape[1]))
             yield rows, lengths[chosen]
@@ -103,7 +104,7 @@ def score_padded(
     scores = []
     for users in torch.arange(len(counts)).split(batch):
         n = lengths[users]  # (b,)
-        rows = _rows(model.history_items, model.history_crow[users + 1] - n, n)  # (b, T)
+        rows = rows_of(model.history_items, model.history_crow[users + 1] - n, n)  # (b, T)
         rows = nn.functional.pad(rows, (0, LENGTH - rows.shape[1]))  # (b, 100)
         hidden = encoder(rows, n.clamp(min=1))  # (b, T, d)
         scores.append(hidden[torch.arange(len(users)), n.clamp(min=1) - 1] @ vectors.mT)
@@ -118,10 +119,10 @@ def score_our_batches(encoder: nn.Module, vectors: Tensor, model: SASRec) -> flo
     lengths = model.history_crow.diff().clamp(max=LENGTH)  # (U,)
     known = lengths.nonzero().squeeze(1)
     scores = model.log_popularity.repeat(len(lengths), 1)  # (U, n_items)
-    for batch in _by_length(lengths[known], 2**13):
+    for batch in by_length(lengths[known], 2**13):
         users = known[batch]
         n = lengths[users]  # (b,)
-        rows = _rows(model.history_items, model.history_crow[users + 1] - n, n)  # (b, T)
+        rows = rows_of(model.history_items, model.history_crow[users + 1] - n, n)  # (b, T)
         scores[users] = encoder(rows, n)[torch.arange(len(users)), n - 1] @ vectors.mT
     return time.perf_counter() - start
 
@@ -171,9 +172,8 @@ def main() -> None:
     events = load_movielens("100k").interactions.positives(4.0)
     print(f"{events}, {torch.get_num_threads()} threads, dropout {args.dropout}")
 
-    model = SASRec(
-        DIM, LAYERS, HEADS, LENGTH, dropout=args.dropout, batch_size=STEP, epochs=1, device="cpu"
-    ).fit(events)
+    sizes = {"dim": DIM, "n_layers": LAYERS, "n_heads": HEADS, "max_length": LENGTH}
+    model = SASRec(**sizes, dropout=args.dropout, batch_size=STEP, epochs=1).fit(events, device="cpu")
     vectors = model.encoder.item_embedding.weight
     twin = TorchSASRec(model.n_items, args.dropout)
     copy_weights(model, twin)

@@ -23,13 +23,14 @@ Transformer Architecture".
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
+    "BlockStack",
     "EncoderBlock",
     "FeedForward",
     "MultiHeadAttention",
@@ -454,6 +455,38 @@ class EncoderBlock(nn.Module):
         return self.attention.weights(self.attention_norm(x) if self.pre else x, None, mask, is_causal)
 
 
+class BlockStack(nn.ModuleList):
+    """Blocks one after another: the body of every encoder here.
+
+    Args:
+        n_layers: Number of blocks.
+        dim: Features of a token.
+        n_heads: Attention heads in each block.
+        hidden: As in ``EncoderBlock``, like all that follow.
+        **options: Those of ``EncoderBlock``.
+    """
+
+    def __init__(
+        self, n_layers: int, dim: int, n_heads: int, hidden: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(EncoderBlock(dim, n_heads, hidden, **options) for _ in range(n_layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, T, d) to (B, T, d); the mask as in ``MultiHeadAttention.forward``."""
+        for block in self:
+            x = block(x, mask, is_causal)  # (B, T, d)
+        return x
+
+    def trace(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> "Trace":
+        """What went in, what each block gave, and who looked at whom, for the arguments of ``forward``."""
+        hidden, weights = [x], []
+        for block in cast(Iterable[EncoderBlock], self):
+            weights.append(block.weights(x, mask, is_causal))  # (B, H, T, T)
+            x = block(x, mask, is_causal)  # (B, T, d)
+            hidden.append(x)
+        return Trace(torch.stack(hidden), torch.stack(weights))
+
+
 class Trace(NamedTuple):
     """Everything an encoder did with one batch."""
 
@@ -519,12 +552,8 @@ class TransformerEncoder(nn.Module):
         sinusoids = sinusoidal_positions(max_length, dim) if positions == "sinusoidal" else None
         self.sinusoids: Tensor | None
         self.register_buffer("sinusoids", sinusoids, persistent=False)
-        self.blocks = nn.ModuleList(
-            EncoderBlock(
-                dim, n_heads, hidden, norm=norm, dropout=dropout, activation=activation, eps=eps, fused=fused
-            )
-            for _ in range(n_layers)
-        )
+        options = {"norm": norm, "dropout": dropout, "activation": activation, "eps": eps, "fused": fused}
+        self.blocks = BlockStack(n_layers, dim, n_heads, hidden, **options)
         self.embedding_norm = nn.LayerNorm(dim, eps) if norm == "post" else nn.Identity()
         self.output_norm = nn.LayerNorm(dim, eps) if norm == "pre" else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -556,9 +585,7 @@ class TransformerEncoder(nn.Module):
             ValueError: The sequence is longer than ``max_length``, or a shape does not fit.
         """
         mask = self._mask(ids, present, mask)
-        x = self.embed(ids, segments)  # (B, T, d)
-        for block in self.blocks:
-            x = block(x, mask, is_causal)  # (B, T, d)
+        x = self.blocks(self.embed(ids, segments), mask, is_causal)  # (B, T, d)
         return self.output_norm(x)  # (B, T, d)
 
     def embed(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
@@ -596,14 +623,9 @@ class TransformerEncoder(nn.Module):
         Takes the arguments of ``forward``; makes no gradients. Call ``.eval()`` first to be rid of dropout.
         """
         mask = self._mask(ids, present, mask)
-        x = self.embed(ids, segments)  # (B, T, d)
-        hidden, weights = [x], []
-        for block in cast(Iterable[EncoderBlock], self.blocks):
-            weights.append(block.weights(x, mask, is_causal))  # (B, H, T, T)
-            x = block(x, mask, is_causal)  # (B, T, d)
-            hidden.append(x)
-        hidden[-1] = self.output_norm(x)
-        return Trace(torch.stack(hidden), torch.stack(weights))
+        hidden, weights = self.blocks.trace(self.embed(ids, segments), mask, is_causal)
+        hidden[-1] = self.output_norm(hidden[-1])  # (B, T, d)
+        return Trace(hidden, weights)
 
     @staticmethod
     def _mask(ids: Tensor, present: Tensor | None, mask: Tensor | None) -> Tensor | None:

@@ -4,6 +4,7 @@ Random numbers come from a ``torch.Generator`` that the caller seeds. Nothing he
 random state, so a result does not depend on what ran before, and leaves no trace in what runs after.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,13 +17,19 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """Turns a name into a device that exists here.
 
     Args:
-        device: ``"auto"`` takes CUDA, then Apple's MPS, then the CPU; anything else is what torch
-            understands.
+        device: ``"auto"`` takes what the environment variable ``RECSYS_DEVICE`` names, else CUDA, then
+            Apple's MPS, then the CPU; anything else is what torch understands.
 
     Raises:
         ValueError: the name is not a device's, or that device is not on this machine.
     """
     if isinstance(device, str) and device == "auto":
+        wanted = os.environ.get("RECSYS_DEVICE") or "auto"
+        if wanted != "auto":
+            try:
+                return resolve_device(wanted)
+            except ValueError as error:
+                raise ValueError(f"RECSYS_DEVICE={wanted}: {error}") from error
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

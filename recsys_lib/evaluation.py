@@ -1,26 +1,24 @@
 """How good is a model? One evaluator for all of them.
 
 The protocol is *full ranking*: every item of the catalog that the user has not seen is scored and competes.
-Nothing is sampled, and ties are broken fairly (``metrics.rank_topk``). Each metric is one value per user, so
+Nothing is sampled, and ties are broken fairly (``ranking.rank_topk``). Each metric is one value per user, so
 that means come with intervals and two models are compared user by user.
 """
 
 import html
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recsys_lib import metrics as m
-from recsys_lib.progress import progress_bar
+from recsys_lib.ranking import HeldOut, LeftOut, Scorer, rank_topk, score_batches, seen_in
 
 if TYPE_CHECKING:
     from recsys_lib.data import Interactions
@@ -36,29 +34,7 @@ __all__ = [
     "users_needed",
 ]
 
-RANKING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ndcg": m.ndcg,
-    "recall": m.recall,
-    "hit_rate": m.hit_rate,
-    "precision": m.precision,
-    "mrr": m.mrr,
-    "map": m.average_precision,
-}
-METRICS = (*RANKING, "auc", "coverage", "gini", "novelty", "diversity")
-
-# Scores held at once, float32: 32 MB suit a CPU's caches and memory, 256 MB keep a GPU busy.
-_CHUNK_CPU, _CHUNK_GPU = 2**23, 2**26
-
-
-class Scorer(Protocol):
-    """All that ``evaluate`` asks of a model. A module gets its users on its own device."""
-
-    @property
-    def n_items(self) -> int:
-        """Size of the catalog."""
-
-    def score(self, users: Tensor) -> Tensor:
-        """(B,) int64 -> (B, n_items) real scores, higher is better."""
+METRICS = (*m.RANKING, "auc", *m.BEYOND_ACCURACY)
 
 
 # ------------------------------------------------------------------------------------------------ reports
@@ -138,6 +114,8 @@ class Report:
 class Comparison(NamedTuple):
     """A paired comparison of two models: the mean difference over users and how sure it is.
 
+    ``f"{gap:.3f}"`` puts it into a sentence, and ``gap.says(...)`` chooses the words.
+
     Attributes:
         mean: first model minus second.
         low: lower end of its bootstrap interval.
@@ -154,11 +132,56 @@ class Comparison(NamedTuple):
     n: int
     std: float
 
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero, so that the data tell the two apart."""
+        return self.low > 0 or self.high < 0
+
+    def says(self, *, above: str, below: str, otherwise: str) -> str:
+        """Chooses the words that the data support.
+
+        ::
+
+            gap.says(above="A is ahead", below="B is ahead", otherwise="the data cannot tell them apart")
+
+        Args:
+            above: for an interval above zero.
+            below: for an interval below zero.
+            otherwise: for one that holds zero.
+        """
+        if not self.clear:
+            return otherwise
+        return above if self.low > 0 else below
+
+    def __format__(self, spec: str) -> str:
+        """The difference with its interval, as prose shows it: ``f"{gap:.3f}"`` is "+0.012 [+0.006, +0.018]".
+
+        Minus signs are true ones, nothing reads -0.000, and no line breaks within.
+
+        Args:
+            spec: how each number is formatted, always with its sign; ``.4f`` by default.
+        """
+        spec = spec or ".4f"
+        spec = spec if spec.startswith("+") else f"+{spec}"
+        return _with_interval(self.mean, self.low, self.high, spec)
+
     def __repr__(self) -> str:
         return (
             f"difference {self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.4f}, "
             f"{self.n:,} users"
         )
+
+
+def _with_interval(value: float, low: float, high: float, spec: str) -> str:
+    """A value and its interval in the typography of prose."""
+
+    def number(x: float) -> str:
+        text = format(x, spec)
+        if float(text.rstrip("%")) == 0:  # a small negative number would round to a zero with a sign
+            text = format(0.0, spec)
+        return text.replace("-", "\N{MINUS SIGN}")
+
+    return f"{number(value)}\N{NO-BREAK SPACE}[{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
 
 
 # --------------------------------------------------------------------------------------------- evaluation
@@ -174,7 +197,7 @@ def evaluate(
     users: Tensor | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
     item_features: Tensor | None = None,
 ) -> Report:
     """Ranks the whole catalog for every test user and measures the lists.
@@ -184,7 +207,7 @@ def evaluate(
     for them. So a user whose every test item was seen before does not count, and neither does one outside
     ``test``.
 
-    Ties in scores are broken at random, reproducibly (see ``metrics.rank_topk``); the result does not depend
+    Ties in scores are broken at random, reproducibly (see ``ranking.rank_topk``); the result does not depend
     on the batch size. A model in training mode is put in evaluation mode meanwhile.
 
     Args:
@@ -213,27 +236,33 @@ def evaluate(
     """
     started = time.perf_counter()
     cutoffs = _cutoffs(k, test.n_items)
-    names = _metric_names(metrics, seen is not None, item_features is not None)
-    task = _Task.make(model, test, seen, users)
+    available = {"seen": seen is not None, "item_features": item_features is not None}
+    names = _metric_names(metrics, available)
+    held_out = _held_out(model, test, seen, users)
     if item_features is not None and (item_features.ndim != 2 or len(item_features) != test.n_items):
         raise ValueError(f"item_features must be ({test.n_items}, d), got shape {tuple(item_features.shape)}")
-    # (U, k) and (U,)
-    lists, auc = _rank(model, task, task.seen_pairs, cutoffs[-1], "auc" in names, batch_size, seed, progress)
-    return _report(task, names, cutoffs, lists, auc, item_features, started, "full ranking")
+    left_out = None if seen is None else seen_in(seen)
+    lists, auc = _rank(model, held_out, left_out, cutoffs[-1], "auc" in names, batch_size, seed, progress)
+    known = {
+        "n_users": test.n_users,
+        "item_counts": None if seen is None else seen.item_counts().cpu(),
+        "item_features": None if item_features is None else item_features.cpu(),
+    }
+    return _report(held_out, names, cutoffs, lists, auc, known, started, "full ranking")
 
 
 def sampled_evaluate(
     model: Scorer,
     test: "Interactions",
+    *,
     seen: "Interactions | None" = None,
     n_negatives: int = 99,
-    *,
     k: int | Sequence[int] = 10,
     metrics: Sequence[str] | None = None,
     users: Tensor | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Report:
     """The protocol *not* to use: relevant items compete with a few random ones instead of the catalog.
 
@@ -265,24 +294,27 @@ def sampled_evaluate(
         raise ValueError(f"n_negatives must be between 1 and {test.n_items} items; got {n_negatives}")
     started = time.perf_counter()
     cutoffs = _cutoffs(k, test.n_items)
-    names = _metric_names(list(RANKING) if metrics is None else metrics, False, False)
-    task = _Task.make(model, test, seen, users)
+    names = _metric_names(list(m.RANKING) if metrics is None else metrics, {})
+    held_out = _held_out(model, test, seen, users)
+    already = None if seen is None else seen_in(seen)
 
-    def others(start: int, stop: int) -> tuple[Tensor]:
+    def others(asked: Tensor) -> tuple[Tensor]:
         """(b, n_items) bool: what is no candidate. The fair order of equal scores is a uniform sample."""
-        chance = torch.zeros(stop - start, task.n_items, device=task.users.device)  # (b, n_items)
-        chance[task.seen_pairs(start, stop)] = -torch.inf
-        chance[task.relevant_pairs(start, stop)] = -torch.inf
+        asked = asked.cpu()
+        chance = torch.zeros(len(asked), test.n_items, device=asked.device)  # (b, n_items)
+        if already is not None:
+            chance[tuple(index.cpu() for index in already(asked))] = -torch.inf
+        chance[held_out.pairs(asked)] = -torch.inf
         # The ties of the evaluation use `seed`. The draw must not: its winners would win those ties too.
-        drawn, _ = m.rank_topk(chance, n_negatives, users=task.users[start:stop], seed=seed + 0x5EED)
-        in_play = torch.zeros(stop - start, task.n_items + 1, dtype=torch.bool, device=drawn.device)
-        in_play.scatter_(1, drawn % (task.n_items + 1), True)  # a -1, no item, lands in the last column
-        in_play[task.relevant_pairs(start, stop)] = True
+        drawn, _ = rank_topk(chance, n_negatives, users=asked, seed=seed + 0x5EED)  # (b, n_negatives)
+        in_play = torch.zeros(len(asked), test.n_items + 1, dtype=torch.bool, device=asked.device)
+        in_play.scatter_(1, drawn % (test.n_items + 1), True)  # a -1, no item, lands in the last column
+        in_play[held_out.pairs(asked)] = True
         return (~in_play[:, :-1],)
 
-    lists, auc = _rank(model, task, others, cutoffs[-1], "auc" in names, batch_size, seed, progress)
+    lists, auc = _rank(model, held_out, others, cutoffs[-1], "auc" in names, batch_size, seed, progress)
     protocol = f"sampled ranking, {n_negatives} negatives"
-    return _report(task, names, cutoffs, lists, auc, None, started, protocol)
+    return _report(held_out, names, cutoffs, lists, auc, {"n_users": test.n_users}, started, protocol)
 
 
 # ------------------------------------------------------------------------------------ comparing reports
@@ -358,170 +390,63 @@ def users_needed(difference_std: float, effect: float, power: float = 0.8, level
 # ------------------------------------------------------------------------------------- behind evaluate
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Who is ranked and what they should find. A pair is a key, user * n_items + item; keys ascend."""
-
-    users: Tensor  # (U,) ascending
-    n_relevant: Tensor  # (U,)
-    relevant: Tensor  # (R,) keys of the ranked users' relevant items
-    seen: Tensor  # (S,) keys of all that was seen
-    n_users: int
-    n_items: int
-
-    @classmethod
-    def make(
-        cls, model: Scorer, test: "Interactions", seen: "Interactions | None", users: Tensor | None
-    ) -> "_Task":
-        n_items = test.n_items
-        if model.n_items != n_items:
-            raise ValueError(f"the model knows {model.n_items} items and the test set {n_items}")
-        if seen is not None and (seen.n_users, seen.n_items) != (test.n_users, n_items):
-            raise ValueError(
-                f"test and seen are not of one data set: {test.n_users} users and {n_items} items "
-                f"against {seen.n_users} and {seen.n_items}"
-            )
-        relevant = _keys(test)  # (R,)
-        seen_keys = relevant[:0] if seen is None else _keys(seen)  # (S,)
-        relevant = relevant[~_among(relevant, seen_keys)]
-        if users is not None:
-            wanted = users.cpu().long().unique()
-            if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < test.n_users:
-                raise ValueError(f"users must be between 0 and {test.n_users - 1}")
-            relevant = relevant[_among(relevant // n_items, wanted)]
-        if not len(relevant):
-            raise ValueError(
-                "there is no user to evaluate: none of those asked for has a test item outside of `seen`"
-            )
-        ranked, n_relevant = (relevant // n_items).unique_consecutive(return_counts=True)
-        return cls(ranked, n_relevant, relevant, seen_keys, test.n_users, n_items)
-
-    def relevant_pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Row (counted from start) and item of what the users start to stop should find: (E,), (E,)."""
-        return _between(*self._relevant_pairs, start, stop)
-
-    def seen_pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Row (counted from start) and item of what the users start to stop have seen: (E,), (E,)."""
-        return _between(*self._seen_pairs, start, stop)
-
-    # Decoded once, for all chunks: many small steps in each would cost more than one large one.
-
-    @cached_property
-    def _relevant_pairs(self) -> tuple[Tensor, Tensor]:
-        return self._decode(self.relevant)
-
-    @cached_property
-    def _seen_pairs(self) -> tuple[Tensor, Tensor]:
-        return self._decode(self.seen)
-
-    def _decode(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys of ranked users as places in ``users``, ascending, and items: (E,), (E,)."""
-        user = keys // self.n_items
-        ranked = _among(user, self.users)
-        return torch.searchsorted(self.users, user[ranked]), keys[ranked] % self.n_items
-
-    def hits(self, lists: Tensor) -> Tensor:
-        """(U, k) lists -> (U, k) bool: is it relevant?"""
-        keys = self.users[:, None] * self.n_items + lists  # (U, k)
-        return _among(keys, self.relevant) & (lists >= 0)  # an item of -1 would be the previous user's last
-
-
-def _between(row: Tensor, item: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """The pairs whose row is in start to stop, counted from start. Rows ascend."""
-    first, last = torch.searchsorted(row, torch.tensor([start, stop], device=row.device)).tolist()
-    return row[first:last] - start, item[first:last]
+def _held_out(
+    model: Scorer, test: "Interactions", seen: "Interactions | None", users: Tensor | None
+) -> HeldOut:
+    """Who is ranked; refuses a model of another catalog."""
+    if model.n_items != test.n_items:
+        raise ValueError(f"the model knows {model.n_items} items and the test set {test.n_items}")
+    return HeldOut.of(test, seen, users)
 
 
 def _rank(
     model: Scorer,
-    task: _Task,
-    excluded: Callable[[int, int], tuple[Tensor, ...]],
+    held_out: HeldOut,
+    left_out: LeftOut | None,
     k: int,
     with_auc: bool,
     batch_size: int | None,
     seed: int,
     progress: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Lists (U, k) and, if asked for, AUC (U,), on the CPU. ``excluded`` gives an index into the scores."""
-    device = _device(model)
-    if batch_size is None:
-        batch_size = max(1, (_CHUNK_CPU if device.type == "cpu" else _CHUNK_GPU) // task.n_items)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    starts = range(0, len(task.users), batch_size)
-    lists, aucs, work = [], [], None
-    with torch.no_grad(), _evaluation_mode(model):
-        for start in progress_bar(starts, "ranking", enabled=progress):
-            stop = min(start + batch_size, len(task.users))
-            users = task.users[start:stop].to(device)  # (b,)
-            scores = _checked_scores(model.score(users), users, task.n_items)  # (b, N)
-            if work is None:
-                work = torch.empty_like(scores, memory_format=torch.contiguous_format)
-            # Written to below: a copy, for the model may have returned a view of its own state, and always in
-            # the same memory, for fresh pages cost more than the copy itself.
-            scores = work[: stop - start].copy_(scores)  # (b, N)
-            out = tuple(index.to(scores.device) for index in excluded(start, stop))
-            if with_auc:
-                candidate = torch.ones_like(scores, dtype=torch.bool)  # (b, N)
-                candidate[out] = False
-                relevant = torch.zeros_like(candidate)  # (b, N)
-                relevant[tuple(x.to(scores.device) for x in task.relevant_pairs(start, stop))] = True
-                aucs.append(m.auc(scores, relevant, candidate).cpu().double())
-            scores[out] = -torch.inf
-            items, values = m.rank_topk(scores, k, users=users, seed=seed)  # (b, k)
-            if (infinite := values[:, 0] == torch.inf).any():
-                raise ValueError(f"the scores of user {int(users[infinite.nonzero()[0, 0]])} contain +inf")
-            lists.append(items.cpu())
+    """Lists (U, k) and, if asked for, AUC (U,), on the CPU."""
+    lists, aucs = [], []
+    for users, scores in score_batches(
+        model, held_out.users, left_out, batch_size=batch_size, progress=progress
+    ):
+        items, values = rank_topk(scores, k, users=users, seed=seed)  # (b, k)
+        if (infinite := values[:, 0] == torch.inf).any():
+            raise ValueError(f"the scores of user {int(users[infinite.nonzero()[0, 0]])} contain +inf")
+        if with_auc:
+            candidate = torch.ones_like(scores, dtype=torch.bool)  # (b, N)
+            if left_out is not None:
+                candidate[tuple(index.to(scores.device) for index in left_out(users))] = False
+            relevant = torch.zeros_like(candidate)  # (b, N)
+            relevant[tuple(index.to(scores.device) for index in held_out.pairs(users))] = True
+            aucs.append(m.auc(scores, relevant, candidate).cpu().double())
+        lists.append(items.cpu())
     # Where all candidates are relevant there is nothing to tell apart: as good as chance.
     return torch.cat(lists), torch.cat(aucs).nan_to_num(0.5) if with_auc else None
 
 
-def _device(model: object) -> torch.device:
-    """Where the model wants its users: its own say, else where its parameters are, else the CPU."""
-    device = getattr(model, "device", None)
-    if isinstance(device, torch.device):
-        return device
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    return next((p.device for p in parameters), torch.device("cpu"))
-
-
-def _checked_scores(scores: Tensor, users: Tensor, n_items: int) -> Tensor:
-    """The scores, if they are what they should be."""
-    if scores.shape != (len(users), n_items) or not scores.is_floating_point():
-        raise ValueError(
-            f"model.score must return ({len(users)}, {n_items}) real scores for {len(users)} users; "
-            f"got {tuple(scores.shape)} {scores.dtype}"
-        )
-    return scores
-
-
 def _report(
-    task: _Task,
+    held_out: HeldOut,
     names: list[str],
     cutoffs: list[int],
     lists: Tensor,
     auc: Tensor | None,
-    item_features: Tensor | None,
+    known: dict[str, Any],
     started: float,
     protocol: str,
 ) -> Report:
     """Measures the lists (U, k)."""
-    hits = task.hits(lists)  # (U, k)
+    hits = held_out.hits(lists)  # (U, k)
 
     def measure(name: str, k: int) -> Tensor | float:
         """A value for each user (U,), or one for all lists together."""
-        top = lists[:, :k]  # (U, k)
-        if name in RANKING:
-            return RANKING[name](hits[:, :k], task.n_relevant)
-        if name == "coverage":
-            return m.catalog_coverage(top, task.n_items)
-        if name == "gini":
-            return m.gini(top, task.n_items)
-        if name == "novelty":
-            counts = (task.seen % task.n_items).bincount(minlength=task.n_items)  # (N,)
-            return m.novelty(top, counts, task.n_users)
-        assert item_features is not None, name  # "diversity"; the names were checked
-        return m.intra_list_diversity(top, item_features.cpu())
+        if name in m.RANKING:
+            return m.RANKING[name](hits[:, :k], held_out.n_relevant)
+        return m.BEYOND_ACCURACY[name].measure(m.Lists(lists[:, :k], held_out.n_items, **known))
 
     values: dict[str, Tensor | float] = {}
     for name in names:
@@ -532,39 +457,12 @@ def _report(
     return Report(
         metrics={name: float(v.mean()) if isinstance(v, Tensor) else v for name, v in values.items()},
         per_user={name: v for name, v in values.items() if isinstance(v, Tensor)},
-        users=task.users,
-        n_relevant=task.n_relevant,
+        users=held_out.users,
+        n_relevant=held_out.n_relevant,
         items=lists,
         seconds=time.perf_counter() - started,
         protocol=protocol,
     )
-
-
-@contextmanager
-def _evaluation_mode(model: object) -> Iterator[None]:
-    """Dropout off meanwhile; afterwards exactly those modules train again that did before."""
-    training = [x for x in model.modules() if x.training] if isinstance(model, nn.Module) else []
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _keys(interactions: "Interactions") -> Tensor:
-    """(E,) ascending keys user * n_items + item of the distinct pairs, on the CPU."""
-    crow, items = (x.cpu() for x in interactions.csr())
-    users = torch.arange(interactions.n_users, device=crow.device).repeat_interleave(crow.diff())  # (E,)
-    return users * interactions.n_items + items
-
-
-def _among(values: Tensor, table: Tensor) -> Tensor:
-    """Which of the values are in an ascending table: bool, shaped like values."""
-    if not len(table):
-        return torch.zeros_like(values, dtype=torch.bool)
-    return table[torch.searchsorted(table, values).clamp(max=len(table) - 1)] == values
 
 
 def _cutoffs(k: int | Sequence[int], n_items: int) -> list[int]:
@@ -575,10 +473,10 @@ def _cutoffs(k: int | Sequence[int], n_items: int) -> list[int]:
     return cutoffs
 
 
-def _metric_names(names: Sequence[str] | None, has_seen: bool, has_features: bool) -> list[str]:
+def _metric_names(names: Sequence[str] | None, available: dict[str, bool]) -> list[str]:
     """Checked names, in the order asked for; by default all that can be had but the AUC."""
-    missing = {} if has_seen else {"novelty": "seen"}
-    missing |= {} if has_features else {"diversity": "item_features"}
+    needs = {name: metric.needs for name, metric in m.BEYOND_ACCURACY.items()}
+    missing = {name: need for name, need in needs.items() if need and not available.get(need)}
     if names is None:
         return [name for name in METRICS if name != "auc" and name not in missing]
     names = [names] if isinstance(names, str) else list(names)

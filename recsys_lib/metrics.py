@@ -1,114 +1,26 @@
 """What a list of recommendations is worth: pure functions on tensors.
 
-Three steps lead from scores to a number, and each is a function here:
+Three steps lead from scores to a number:
 
-1. ``rank_topk`` turns scores (B, N) into lists (B, k), with a fair rule for ties;
+1. ``ranking.rank_topk`` turns scores (B, N) into lists (B, k), with a fair rule for ties;
 2. a metric turns the hits of each list (B, k) into one value per user (B,);
 3. ``bootstrap_interval`` and ``paired_test`` say how far the mean of those values can be trusted.
+
+A new metric is a function here and a line in ``RANKING`` or ``BEYOND_ACCURACY``, from which ``evaluate`` and
+``tune`` take its name.
 
 The ranking metrics follow trec_eval (https://github.com/usnistgov/trec_eval). Results live on the inputs'
 device, in float64 where the device has it.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-# ---------------------------------------------------------------------------------------------- ranking
-
-_MASK = 2**31 - 1  # hashes have 31 bits: products stay within int64, and a hash fits in an int32
-_BLOCK = 2**21  # elements of a score matrix whose ties are resolved at once
-
-
-def rank_topk(scores: Tensor, k: int, *, users: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The k best items of every row, best first, with exact ties in a fair order.
-
-    A higher score comes first. Items of *exactly* equal score are ordered by a seeded hash of (user, item),
-    that is, at random but reproducibly. So a model that cannot tell items apart earns what chance earns:
-    where relevant items win ties it would be perfect, and where ``torch.topk`` decides it depends on how the
-    items happen to be numbered. The order does not depend on how users are cut into batches, nor on the
-    device.
-
-    The usual row has no ties and costs one ``torch.topk``. Only a row with a tie at the border of its list,
-    where ``torch.topk`` picks arbitrary members of the tied group, is looked at in full.
-
-    Args:
-        scores: (B, N) real scores. ``-inf`` excludes an item: it is never in the list.
-        k: length of the lists, 1 <= k <= N.
-        users: (B,) int64 user of each row, for the hash. By default the rows are users 0 to B - 1.
-        seed: chooses among the equally fair orders.
-
-    Returns:
-        items: (B, k) int64, and ``-1`` in the places that a row with fewer than k candidates cannot fill.
-        values: (B, k) their scores; ``-inf`` where the item is ``-1``.
-
-    Raises:
-        ValueError: for a k out of range, wrong shapes, or scores that are NaN (the message names the user).
-    """
-    if scores.ndim != 2:
-        raise ValueError(f"scores must be (B, N), one row a user; got shape {tuple(scores.shape)}")
-    n_rows, n_items = scores.shape
-    if not 1 <= k <= n_items:
-        raise ValueError(f"k must be between 1 and the number of items, {n_items}; got {k}")
-    if users is None:
-        users = torch.arange(n_rows, device=scores.device)  # (B,)
-    elif users.shape != (n_rows,):
-        raise ValueError(f"users must be ({n_rows},), one a row of scores; got {tuple(users.shape)}")
-    users = users.to(scores.device)
-    _refuse_nan(scores, users)
-
-    values, items = scores.topk(min(k + 1, n_items))  # (B, k + 1): one more shows a tie at the border
-    if k < n_items:
-        border = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)  # (B,)
-        values, items = values[:, :k], items[:, :k]  # (B, k)
-        for rows in border.nonzero().flatten().split(max(1, _BLOCK // n_items)):
-            block, last = (
-                scores[rows],
-                values[rows, -1:],
-            )  # (R, N), and (R, 1) the score that the tied group shares
-            row, item = (block == last).nonzero(as_tuple=True)  # (T,), (T,)
-            key = torch.where(block > last, _MASK, -1).int()  # (R, N): better items are in, worse are out,
-            key[row, item] = _tie_key(users[rows[row]], item, seed).int()  # and the hash picks among the tied
-            items[rows] = key.topk(k).indices
-            values[rows] = block.gather(1, items[rows])
-
-    # Lists now have the right members. Sort by hash, then stably by score: ties keep the order of the hash.
-    order = _tie_key(users[:, None], items, seed).int().argsort(dim=1, descending=True)  # (B, k)
-    values, second = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    items = items.gather(1, order).gather(1, second)  # (B, k)
-    return items.masked_fill(values == -torch.inf, -1), values
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A well-mixed bijection of 31-bit integers (multiply and xor-shift, Mueller's constant)."""
-    for _ in range(2):
-        x = ((x ^ (x >> 16)) * 0x45D9F3B) & _MASK
-    return x ^ (x >> 16)
-
-
-def _tie_key(users: Tensor, items: Tensor, seed: int) -> Tensor:
-    """Pseudo-random keys in [0, 2^31), int64: for one user and seed, they put the items in a random order.
-
-    Items of a user never share a key: an odd multiplier, a shift and ``_mix`` are all bijections of 31 bits.
-    Only integer products below 2^62 are used, so every device computes the same.
-    """
-    start = _mix((users + _mix(users.new_tensor(seed & _MASK))) & _MASK)
-    stride = _mix(start ^ 0x5BD1E995) | 1  # odd
-    return _mix((items * stride + start) & _MASK)
-
-
-def _refuse_nan(scores: Tensor, users: Tensor) -> None:
-    """One pass, no temporary: a NaN makes its row's sum NaN. So may an overflow, hence the second look."""
-    for row in scores.sum(dim=1).isnan().nonzero().flatten().tolist():
-        if n := int(scores[row].isnan().sum()):
-            raise ValueError(
-                f"the scores of user {int(users[row])} are NaN for {n} of {scores.shape[1]} items: "
-                "they cannot be ranked. Look for a division by zero or a training run that diverged."
-            )
-
 
 # ------------------------------------------------------------------ one list, one value: (B, k) -> (B,)
 
@@ -214,7 +126,7 @@ def auc(scores: Tensor, relevant: Tensor, candidate: Tensor | None = None) -> Te
         candidate = torch.ones_like(relevant)
     if (relevant & ~candidate).any():
         raise ValueError("auc: some relevant items are not candidates")
-    _refuse_nan(scores, torch.arange(len(scores), device=scores.device))
+    refuse_nan(scores, torch.arange(len(scores), device=scores.device))
     n_relevant, n_candidates = relevant.sum(dim=1), candidate.sum(dim=1)  # (B,), (B,)
     # For every item, how many candidates are below it and how many are not above it. Others sort last.
     ordered = scores.masked_fill(~candidate, torch.inf).sort(dim=1).values  # (B, N)
@@ -236,6 +148,16 @@ def rmse(predictions: Tensor, targets: Tensor) -> Tensor:
 def mae(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean absolute error of predicted ratings, in stars. Tensors of one shape; returns a scalar."""
     return _errors(predictions, targets).abs().mean()
+
+
+def refuse_nan(scores: Tensor, users: Tensor) -> None:
+    """One pass, no temporary: a NaN makes its row's sum NaN. So may an overflow, hence the second look."""
+    for row in scores.sum(dim=1).isnan().nonzero().flatten().tolist():
+        if n := int(scores[row].isnan().sum()):
+            raise ValueError(
+                f"the scores of user {int(users[row])} are NaN for {n} of {scores.shape[1]} items: "
+                "they cannot be ranked. Look for a division by zero or a training run that diverged."
+            )
 
 
 def _errors(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -322,6 +244,69 @@ def _exposure(items: Tensor, n_items: int) -> Tensor:
     if listed.numel() and int(listed.max()) >= n_items:
         raise ValueError(f"item {int(listed.max())} is out of range for a catalog of {n_items}")
     return listed.bincount(minlength=n_items)
+
+
+# --------------------------------------------------------------------------------- the metrics by their names
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists at one cutoff, and what a metric beyond accuracy may want to know of the data.
+
+    Attributes:
+        items: (U, k) int64, ``-1`` is no item.
+        n_items: size of the catalog.
+        n_users: all users, ranked or not.
+        item_counts: (n_items,) distinct users of each item among the events seen, where those are known.
+        item_features: (n_items, d) one vector an item, where there are any.
+    """
+
+    items: Tensor
+    n_items: int
+    n_users: int
+    item_counts: Tensor | None = None
+    item_features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BeyondAccuracy:
+    """A metric of what the lists do to a catalog.
+
+    Attributes:
+        measure: lists to one value for each user (U,), or to one for all lists together.
+        needs: the argument of ``evaluate`` without which it cannot be had.
+    """
+
+    measure: Callable[[Lists], Tensor | float]
+    needs: str | None = None
+
+
+RANKING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ndcg": ndcg,
+    "recall": recall,
+    "hit_rate": hit_rate,
+    "precision": precision,
+    "mrr": mrr,
+    "map": average_precision,
+}
+"""Metrics of hits (U, k) and n_relevant (U,): one value for each user (U,)."""
+
+BEYOND_ACCURACY: dict[str, BeyondAccuracy] = {
+    "coverage": BeyondAccuracy(lambda lists: catalog_coverage(lists.items, lists.n_items)),
+    "gini": BeyondAccuracy(lambda lists: gini(lists.items, lists.n_items)),
+    "novelty": BeyondAccuracy(
+        lambda lists: novelty(lists.items, _given(lists.item_counts), lists.n_users), needs="seen"
+    ),
+    "diversity": BeyondAccuracy(
+        lambda lists: intra_list_diversity(lists.items, _given(lists.item_features)), needs="item_features"
+    ),
+}
+"""Metrics of the lists themselves."""
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # `needs` was checked
+    return tensor
 
 
 # ------------------------------------------------------------------------------ how sure is the mean?

@@ -1,14 +1,26 @@
 """Items that a user did not choose, drawn to be ranked below those that were."""
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-__all__ = ["NegativeSampler"]
+from recsys_lib.data.ragged import row_of_each
+
+__all__ = ["HardestOf", "NegativeSampler", "Sampler", "other_items"]
 
 # Weights of a non-uniform sampler are rounded to integers that sum to about this. Integers make the exclusion
 # of positives exact; at 2**31 the rounding of a probability is below 5e-10, and keys of user times mass stay
 # below 2**63 for four billion users.
 _TOTAL_WEIGHT = 2**31
+
+
+class Sampler(Protocol):
+    """What draws negatives."""
+
+    def sample(self, users: Tensor, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """Draws ``k`` items for each of the users (B,): (B, k) int64 on the users' device."""
 
 
 class NegativeSampler:
@@ -56,12 +68,10 @@ class NegativeSampler:
         device = items.device
         self.n_users, self.n_items, self.kind = len(crow) - 1, int(n_items), kind
         self.crow, self.items = crow.to(device), items
-        n_own = self.crow.diff()  # (n_users,)
-        users = torch.repeat_interleave(torch.arange(self.n_users, device=device), n_own)  # (E,)
+        users = row_of_each(self.crow)  # (E,)
         keys = users * self.n_items + items  # (E,)
         if len(items) and (items.min() < 0 or items.max() >= n_items or (keys.diff() <= 0).any()):
             raise ValueError("each user's items must be distinct, ascending and below n_items")
-        self._keys = keys
 
         if kind == "uniform":
             weight = torch.ones(self.n_items, dtype=torch.int64, device=device)  # (n_items,)
@@ -114,21 +124,44 @@ class NegativeSampler:
         place = t + (self._removed[found] - self._start[users][:, None])  # (B, k)
         return torch.searchsorted(self._upper, place, right=True)
 
-    def log_probability(self, items: Tensor, users: Tensor | None = None) -> Tensor:
-        """Logarithm of the probability that one draw gives these items, for the logQ correction.
 
-        Args:
-            items: any shape, int64; (B, k) with ``users``.
-            users: (B,) whose own items are excluded from the draw: the probability is then of ``sample``,
-                and -inf for an own item. Without users, of a draw from the whole catalog.
+class HardestOf:
+    """Hard negatives: of several drawn, the one that the model now scores highest.
 
-        Returns:
-            Like ``items``, float32.
-        """
-        log_weight = self._weight[items].float().log()
-        if users is None:
-            return log_weight - self._upper[-1].float().log()
-        keys = users[:, None] * self.n_items + items  # (B, k)
-        place = torch.searchsorted(self._keys, keys).clamp(max=max(len(self._keys) - 1, 0))  # (B, k)
-        own = self._keys[place] == keys if len(self._keys) else torch.zeros_like(keys, dtype=torch.bool)
-        return (log_weight - self._left[users].float().log()[:, None]).masked_fill(own, -torch.inf)  # (B, k)
+    Args:
+        sampler: draws the candidates.
+        pool: candidates for each negative.
+        score: the model's scores of users (B,) and items (B, C): (B, C). It is asked anew at each draw.
+
+    Source: Zhang, Chen, Wang, Yu 2013, "Optimizing Top-N Collaborative Filtering via Dynamic Negative Item
+    Sampling".
+    """
+
+    def __init__(self, sampler: Sampler, pool: int, score: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.sampler, self.pool, self.score = sampler, pool, score
+
+    @torch.no_grad()
+    def sample(self, users: Tensor, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The hardest of ``pool`` candidates, ``k`` times for each of the users (B,): (B, k)."""
+        candidates = self.sampler.sample(users, k * self.pool, generator)  # (B, k P)
+        shape = (len(users), k, self.pool)
+        best = self.score(users, candidates).view(shape).argmax(dim=2, keepdim=True)  # (B, k, 1)
+        return candidates.view(shape).gather(2, best).squeeze(2)  # (B, k)
+
+
+def other_items(targets: Tensor, k: int, n_items: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draws items uniformly from all but one, with replacement: negatives for a next item.
+
+    Args:
+        targets: (N,) int64, the item that is not to be drawn in each row.
+        k: draws in a row.
+        n_items: size of the catalog, two or more.
+        generator: on the targets' device; without one the global random state is used.
+
+    Returns:
+        (N, k) int64.
+    """
+    drawn = torch.randint(
+        n_items - 1, (len(targets), k), generator=generator, device=targets.device
+    )  # (N, k)
+    return drawn + (drawn >= targets[:, None])  # drawn among one fewer, it steps over the target

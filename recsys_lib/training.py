@@ -1,13 +1,21 @@
-"""What every training loop needs: batches and early stopping."""
+"""The one training loop, and its parts: batches, the log, early stopping."""
 
 import copy
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EarlyStopping", "batches"]
+from recsys_lib.progress import progress_bar
+
+__all__ = ["EarlyStopping", "Validation", "batches", "train"]
+
+Losses = Callable[[], Iterable[tuple[Tensor, int]]]
+"""One epoch: for each batch its loss (), and the number of examples that it is the mean of."""
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
@@ -28,7 +36,8 @@ def batches(n: int, batch_size: int, generator: torch.Generator | None = None) -
         order = torch.arange(n, device="cpu")  # (n,)
     else:
         order = torch.randperm(n, generator=generator, device=generator.device)  # (n,)
-    yield from order.split(batch_size)
+    if n:  # splitting nothing gives one empty part, whose mean is no number
+        yield from order.split(batch_size)
 
 
 class EarlyStopping:
@@ -36,23 +45,22 @@ class EarlyStopping:
 
     Args:
         patience: checks without improvement after which to stop.
-        min_delta: what counts as an improvement.
 
     Attributes:
         best: the best value so far; -inf before the first.
         best_step: the number given with it.
     """
 
-    def __init__(self, patience: int = 5, min_delta: float = 0.0) -> None:
+    def __init__(self, patience: int = 5) -> None:
         if patience < 1:
             raise ValueError(f"patience must be 1 or more, got {patience}")
-        self.patience, self.min_delta = patience, min_delta
+        self.patience = patience
         self.best, self.best_step, self.waited = -float("inf"), 0, 0
         self._state: dict[str, Any] | None = None
 
     def step(self, value: float, step: int, module: nn.Module) -> bool:
         """Takes one check's value; returns True when training should stop. NaN never counts as better."""
-        if value > self.best + self.min_delta:
+        if value > self.best:
             self.best, self.best_step, self.waited = value, step, 0
             # A copy: state_dict() alone would go on changing with the weights.
             self._state = {
@@ -71,3 +79,94 @@ class EarlyStopping:
         if self._state is None:
             raise RuntimeError("no check of the validation figure was above -inf: training has diverged")
         module.load_state_dict(self._state)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A figure that should grow, and when it is looked at.
+
+    Attributes:
+        name: of the figure, in the log.
+        measure: gives it.
+        every: epochs between two looks; the last epoch is always looked at.
+        patience: looks without improvement before training stops.
+    """
+
+    name: str
+    measure: Callable[[], float]
+    every: int
+    patience: int
+
+
+def train(
+    module: nn.Module,
+    losses: Losses,
+    *,
+    epochs: int,
+    learning_rate: float,
+    validation: Validation | None = None,
+    name: str = "training",
+    progress: bool = True,
+) -> tuple[list[dict[str, float]], int]:
+    """Minimizes a loss by Adam, epoch by epoch, and keeps the best state.
+
+    Args:
+        module: whose parameters are trained.
+        losses: called once an epoch; its losses are taken one at a time, each after the step before.
+        epochs: passes, at most.
+        learning_rate: of Adam (Kingma and Ba 2015).
+        validation: with it training stops early, and the state of the best look is restored.
+        name: of what is trained, for the bar and the errors.
+        progress: show a bar.
+
+    Returns:
+        The log, one dictionary an epoch with its number, the mean loss, and the validation's figure where it
+        was looked at; and the epoch whose state was kept. Without examples an empty log and 0, and a warning.
+
+    Raises:
+        FloatingPointError: the loss or a parameter is no longer finite.
+    """
+    parameters = list(module.parameters())
+    device = parameters[0].device
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=device.type != "mps")
+    stopping = EarlyStopping(1 if validation is None else validation.patience)
+    log: list[dict[str, float]] = []
+    for epoch in progress_bar(range(1, epochs + 1), name, enabled=progress):
+        total, n_examples = torch.zeros((), device=device), 0
+        for loss, n in losses():
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * n
+            n_examples += n
+        if not n_examples:
+            warnings.warn(
+                f"{name}: there is nothing to learn from, so the parameters keep their first values; "
+                f"is there a user who does not have every item?",
+                stacklevel=2,
+            )
+            return [], 0
+        entry = {"epoch": float(epoch), "loss": float(total) / n_examples}
+        log.append(entry)
+        _refuse_divergence(entry["loss"], parameters, epoch, name, learning_rate)
+        if validation is None or (epoch % validation.every and epoch < epochs):
+            continue
+        entry[validation.name] = validation.measure()
+        if stopping.step(entry[validation.name], epoch, module):
+            break
+    if validation is None:
+        return log, epochs
+    stopping.restore(module)
+    return log, stopping.best_step
+
+
+def _refuse_divergence(
+    loss: float, parameters: list[nn.Parameter], epoch: int, name: str, learning_rate: float
+) -> None:
+    """A loss is measured before its step, so the parameters after the last one are looked at as well."""
+    if math.isfinite(loss) and all(bool(p.detach().isfinite().all()) for p in parameters):
+        return
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "a parameter is not finite"
+    raise FloatingPointError(
+        f"{name}: {what} in epoch {epoch}: training has diverged; lower learning_rate={learning_rate:g}"
+    )

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from recsys_lib.evaluation import RANKING, evaluate
+from recsys_lib.evaluation import evaluate
+from recsys_lib.metrics import RANKING
+from recsys_lib.models.core.contract import Recommender
 from recsys_lib.progress import progress_bar
 
 if TYPE_CHECKING:
+    import torch
+
     from recsys_lib.data.splits import Split
-    from recsys_lib.models.base import Recommender
 
 __all__ = ["Tuning", "tune"]
 
@@ -51,7 +54,7 @@ class Tuning:
 
 
 def tune(
-    make: "Callable[..., Recommender]",
+    make: Callable[..., Recommender],
     space: Mapping[str, Sequence[Any]],
     split: "Split",
     *,
@@ -59,7 +62,8 @@ def tune(
     metric: str = "ndcg@10",
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    device: "str | torch.device" = "auto",
+    progress: bool = True,
 ) -> Tuning:
     """Random search over a grid, without replacement. Bergstra and Bengio (2012), Random search.
 
@@ -76,6 +80,7 @@ def tune(
         metric: a ranking metric with its cutoff, ``"ndcg@10"``, or ``"auc"``; it is maximized.
         seed: chooses the trials, and breaks ties in the rankings. A model's own seed belongs in ``fixed``.
         fixed: hyper-parameters that every trial gets.
+        device: where each trial is fitted, see ``Recommender.fit``.
         progress: show a bar.
 
     Returns:
@@ -102,9 +107,14 @@ def tune(
         parameters = {**fixed, **chosen}
         try:
             fit_started = time.perf_counter()
-            model = make(**parameters).fit(split.train)
+            model = make(**parameters)
+            # A model of one's own need not know where it runs.
+            where: Any = {"device": device, "progress": False} if isinstance(model, Recommender) else {}
+            model = model.fit(split.train, **where)
             fit_seconds = time.perf_counter() - fit_started
-            report = evaluate(model, split.validation, seen=split.train, k=k, metrics=[name], seed=seed)
+            report = evaluate(
+                model, split.validation, seen=split.train, k=k, metrics=[name], seed=seed, progress=False
+            )
         except Exception as error:
             raise RuntimeError(
                 f"trial {number + 1} of {len(trials)} failed with {parameters or 'the defaults'}: {error!r}"
@@ -130,10 +140,9 @@ def _metric(metric: str) -> tuple[str, int]:
     return name, int(k)
 
 
-def _defaults(make: "Callable[..., Recommender]", space: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _defaults(make: Callable[..., Recommender], space: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The defaults of the hyper-parameters in the space, as far as the signature tells them."""
-    # A class may define __new__, whose signature says less than that of __init__.
-    parameters = inspect.signature(make.__init__ if inspect.isclass(make) else make).parameters
+    parameters = inspect.signature(make).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if unknown := [name for name in space if name not in parameters and not takes_any]:
         raise ValueError(f"{make.__name__} takes no {', '.join(unknown)}; it takes {', '.join(parameters)}")

@@ -84,11 +84,6 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def forget_unreachable_hosts() -> None:
-    """Try again, at once, the hosts that could not be reached a moment ago."""
-    _unreachable.clear()
-
-
 # ---------------------------------------------------------------------- over HTTP
 
 

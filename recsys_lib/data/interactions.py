@@ -19,6 +19,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from recsys_lib.data.ragged import offsets, sort_by
+
 Duplicates = Literal["keep", "first", "last", "error"]
 
 # Seconds up to the year 9999. Larger integers are milliseconds or finer, not seconds.
@@ -261,7 +263,7 @@ class Interactions:
     @cached_property
     def _user_ends(self) -> Tensor:
         """(n_users + 1,) int64: user u's events are ``_user_ends[u] : _user_ends[u + 1]``."""
-        return _offsets(self.users, self.n_users)
+        return offsets(torch.bincount(self.users, minlength=self.n_users))
 
     @cached_property
     def _distinct(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,7 +272,8 @@ class Interactions:
             self.users * self.n_items + self.items, return_inverse=True
         )  # (E',), (E,)
         users = keys.div(max(self.n_items, 1), rounding_mode="floor")  # (E',)
-        return _offsets(users, self.n_users), keys - users * self.n_items, inverse
+        crow = offsets(torch.bincount(users, minlength=self.n_users))  # (n_users + 1,)
+        return crow, keys - users * self.n_items, inverse
 
     def csr(self) -> tuple[Tensor, Tensor]:
         """The distinct items of every user, sorted, as a compressed list. Computed once.
@@ -408,16 +411,13 @@ def merge(first: Interactions, second: Interactions) -> Interactions:
 def _canonical_order(events: Interactions) -> Tensor:
     """(E,) int64: the positions of the events, sorted by (user, timestamp, item, rating).
 
-    Sorting by the last key first, stably, sorts by all of them. ``rows`` settles equal events.
+    ``rows`` settles equal events.
     """
-    if bool((events.rows.diff() > 0).all()):  # as in a frame just read
-        order = torch.arange(len(events), device=events.rows.device)
-    else:
-        order = events.rows.argsort(stable=True)
     ratings = events.ratings.nan_to_num(nan=-torch.inf)  # missing before any given one
-    for key in (ratings, events.items, events.timestamps, events.users):
-        order = order[key[order].argsort(stable=True)]
-    return order
+    keys = [events.users, events.timestamps, events.items, ratings]
+    if not bool((events.rows.diff() > 0).all()):  # in a frame just read they are in order
+        keys.append(events.rows)
+    return sort_by(*keys)
 
 
 # ---------------------------------------------------------------------- reading a frame
@@ -637,12 +637,6 @@ def _without_duplicates(events: Interactions, keep: Duplicates) -> Interactions:
 
 
 # ---------------------------------------------------------------------- small helpers
-
-
-def _offsets(sorted_ids: Tensor, n: int) -> Tensor:
-    """(n + 1,) int64: where each id's run begins and ends in a sorted tensor of ids."""
-    counts = torch.bincount(sorted_ids, minlength=n)  # (n,)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _lookup(catalog: pd.Index, ids: Any, role: str) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recsys_lib.data.interactions import Interactions, merge
+from recsys_lib.data.ragged import run_starts, sort_by
 
 # The constants of SplitMix64, as signed integers.
 _MIX = (0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
@@ -101,15 +102,14 @@ def leave_last_out(
         raise ValueError(f'ties must be "group", "random" or a tensor of keys, got {ties!r}')
 
     # Sort the events of each user by (time, key); equal keys stay in canonical order.
-    order = keys.argsort(stable=True)
-    for key in (inter.timestamps, inter.users):
-        order = order[key[order].argsort(stable=True)]
+    order = sort_by(inter.users, inter.timestamps, keys)  # (E,)
     users, times = inter.users[order], inter.timestamps[order]  # (E,)
 
     # A unit is what must not be cut: a tied group, or a single event.
-    opens = torch.ones_like(users, dtype=torch.bool)  # (E,) the event opens a unit
     if not isinstance(ties, Tensor) and ties == "group":
-        opens[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1])
+        opens = run_starts(users, times)  # (E,) the event opens a unit
+    else:
+        opens = torch.ones_like(users, dtype=torch.bool)  # (E,)
     unit = opens.cumsum(0) - 1  # (E,)
     unit_size = torch.bincount(unit)  # (G,)
     unit_end = unit_size.cumsum(0)  # (G,)

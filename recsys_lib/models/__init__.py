@@ -1,14 +1,16 @@
-"""The models, one family a file, all behind :class:`recsys_lib.models.base.Recommender`."""
+"""The models, one a file, all behind :class:`recsys_lib.models.core.contract.Recommender`."""
 
-from recsys_lib.models.base import HistoryReader, NotFittedError, Recommender
-from recsys_lib.models.bpr import BPR, MatrixFactorization
+from recsys_lib.models.bert4rec import BERT4Rec
+from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.content import TfidfContent
+from recsys_lib.models.core.contract import NotFittedError, Recommender
+from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.ease import EASE
+from recsys_lib.models.factorization import BPR, MatrixFactorization
 from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
-from recsys_lib.models.mf import BiasedMF
 from recsys_lib.models.popularity import Popularity
-from recsys_lib.models.sequential import BERT4Rec, SASRec
+from recsys_lib.models.sasrec import SASRec
 
 __all__ = [
     "BPR",

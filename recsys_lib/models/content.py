@@ -3,13 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
-from recsys_lib.models.history import HistoryRecommender
+from recsys_lib.data.ragged import row_of_each
+from recsys_lib.models.core.histories import RecencyWeighted
+from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.similarity import tfidf
 
 __all__ = ["TfidfContent", "term_counts", "tokenize"]
@@ -62,7 +63,7 @@ def term_counts(texts: Iterable[str], min_count: int = 1) -> tuple[Tensor, list[
     return counts.coalesce(), words
 
 
-class TfidfContent(HistoryRecommender):
+class TfidfContent(RecencyWeighted):
     """Scores an item by how much its text is like the texts of the user's items.
 
     Every item's text becomes a TF-IDF vector of length 1; a user's profile is the (weighted) mean of the
@@ -71,43 +72,35 @@ class TfidfContent(HistoryRecommender):
 
     A user without events has no profile and scores zero everywhere, as does an item without words.
 
-    Args:
-        texts: one text an item, in the order of the item indices. Used by ``fit`` only, and not saved: the
-            vectors made from them are.
-        min_count: leave out words that fewer texts have.
-        recency: see ``HistoryRecommender``.
-        half_life_days: see ``HistoryRecommender``.
-
     Source: Lops, de Gemmis, Semeraro 2011, "Content-based Recommender Systems: State of the Art and Trends",
     section 3.3.1.
     """
 
-    state_arguments: ClassVar[tuple[str, ...]] = ("texts",)
+    texts: Sequence[str] | None = data(
+        "one text an item, in the order of the item indices, from which ``fit`` makes vectors",
+        default=None,
+        kw_only=False,
+    )
+    min_count: int = option("leave out words that fewer texts have", default=1, at_least=1)
 
-    term_index: Tensor  # (2, E) int64: item and term of each weight
-    term_weights: Tensor  # (E,) float32
-    n_terms: Tensor  # () int64
+    term_index: Tensor = learned("(2, E) int64, item and term of each weight")
+    term_weights: Tensor = learned("(E,) float32")
+    n_terms: Tensor = learned("() int64")
 
-    def __init__(
-        self,
-        texts: Sequence[str] | None = None,
-        min_count: int = 1,
-        recency: float = 0.0,
-        half_life_days: float | None = None,
-    ) -> None:
-        super().__init__(recency, half_life_days)
-        if isinstance(texts, str):
+    def __post_init__(self) -> None:
+        """Refuses one text in place of many."""
+        super().__post_init__()
+        if isinstance(self.texts, str):
             raise TypeError("texts must be one text an item, got a single text")
-        self._texts = None if texts is None else list(texts)
-        self.min_count = min_count
+        self.texts = None if self.texts is None else list(self.texts)
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
-        if self._texts is None:
+        if self.texts is None:
             raise ValueError("TfidfContent needs the items' texts: TfidfContent(texts)")
-        if len(self._texts) != self.n_items:
-            raise ValueError(f"texts must be one an item: {self.n_items} items, {len(self._texts)} texts")
+        if len(self.texts) != self.n_items:
+            raise ValueError(f"texts must be one an item: {self.n_items} items, {len(self.texts)} texts")
         self._keep_histories(interactions)
-        counts, words = term_counts(self._texts, self.min_count)
+        counts, words = term_counts(self.texts, self.min_count)
         vectors = tfidf(counts)  # (n_items, V), rows of length 1
         device = interactions.items.device
         self._keep("term_index", vectors.indices().to(device))
@@ -118,7 +111,7 @@ class TfidfContent(HistoryRecommender):
         n_rows, n_terms = len(crow) - 1, int(self.n_terms)
         size = (self.n_items, n_terms)
         vectors = torch.sparse_coo_tensor(self.term_index, self.term_weights, size, check_invariants=False)
-        row = torch.repeat_interleave(torch.arange(n_rows, device=items.device), crow.diff())  # (E,)
+        row = row_of_each(crow)  # (E,)
         step = max(1, _CELLS // max(n_terms, self.n_items))
         blocks = []
         for start in range(0, n_rows, step):

@@ -5,14 +5,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from recsys_lib.data import Interactions
-from recsys_lib.models.history import HistoryRecommender
+from recsys_lib.data.ragged import row_of_each
+from recsys_lib.models.core.histories import RecencyWeighted
+from recsys_lib.models.core.options import learned, option
 
 __all__ = ["EASE"]
 
 _CELLS = 2**24  # of a dense block of users, 128 MB in float64
 
 
-class EASE(HistoryRecommender):
+class EASE(RecencyWeighted):
     """Embarrassingly shallow autoencoder: every item predicted from the user's other items.
 
     Given the binary matrix X (users, items), find the item-item weights B that reproduce it best, when no
@@ -31,21 +33,15 @@ class EASE(HistoryRecommender):
     A user without events scores zero everywhere: the model has no opinion. Fitting takes n_items^3
     operations and 16 n_items^2 bytes: a second for 2,000 items, minutes and 6 GB for 20,000.
 
-    Args:
-        l2: regularization, in the same unit as item counts.
-        recency: see ``HistoryRecommender``; around 0.5 helps wherever taste drifts.
-        half_life_days: see ``HistoryRecommender``.
+    A ``recency`` around 0.5 helps wherever taste drifts.
 
     Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eqs. 4 to 8.
     """
 
-    item_weights: Tensor  # (n_items, n_items) float32, B
+    # Above zero: items without events make X'X singular.
+    l2: float = option("regularization, in the unit of item counts", default=200.0, above=0)
 
-    def __init__(self, l2: float = 200.0, recency: float = 0.0, half_life_days: float | None = None) -> None:
-        super().__init__(recency, half_life_days)
-        if not l2 > 0:
-            raise ValueError(f"l2 must be above zero (items without events make X'X singular), got {l2}")
-        self.l2 = l2
+    item_weights: Tensor = learned("(n_items, n_items) float32, B")
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         events = self._keep_histories(interactions)
@@ -73,9 +69,7 @@ def _gram(crow: Tensor, items: Tensor, n_items: int) -> Tensor:
     for start in range(0, n_users, rows):
         stop = min(start + rows, n_users)
         block = torch.zeros(stop - start, n_items, dtype=dtype, device=items.device)  # (R, I)
-        row = torch.repeat_interleave(
-            torch.arange(stop - start, device=items.device), crow[start : stop + 1].diff()
-        )
+        row = row_of_each(crow[start : stop + 1])  # (E',)
         block[row, items[crow[start] : crow[stop]]] = 1.0
         gram.addmm_(block.mT, block)
     return gram

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
-from recsys_lib.models.base import Recommender, ragged
-from recsys_lib.models.history import HistoryRecommender, distinct
+from recsys_lib.data.ragged import distinct_events, offsets, row_of_each, take_rows
+from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.histories import RecencyWeighted
+from recsys_lib.models.core.options import learned, option
 from recsys_lib.progress import progress_bar
 
 __all__ = ["ItemKNN", "UserKNN"]
@@ -13,7 +15,7 @@ __all__ = ["ItemKNN", "UserKNN"]
 _CELLS = 2**24  # of a dense block of similarities, 64 MB
 
 
-class ItemKNN(HistoryRecommender):
+class ItemKNN(RecencyWeighted):
     """Scores an item by how similar it is to the items in the user's history.
 
         s_ij     = c_ij / ((c_i c_j) ** (power / 2) + shrink)     c: users who chose both, either
@@ -25,32 +27,17 @@ class ItemKNN(HistoryRecommender):
 
     A user without events scores zero everywhere.
 
-    Args:
-        k: neighbors kept for each item.
-        shrink: added to the denominator.
-        power: how much of popularity the norm takes out.
-        recency: see ``HistoryRecommender``.
-        half_life_days: see ``HistoryRecommender``.
-
     Source: Sarwar, Karypis, Konstan, Riedl 2001, "Item-Based Collaborative Filtering Recommendation
     Algorithms"; the shrinkage after Bell and Koren 2007, "Improved Neighborhood-based Collaborative
     Filtering".
     """
 
-    neighbors: Tensor  # (n_items, k) int64, most similar first
-    similarities: Tensor  # (n_items, k) float32, 0 where an item has fewer neighbors
+    k: int = option("neighbors kept for each item", default=50, at_least=1)
+    shrink: float = option("added to the denominator", default=10.0, at_least=0)
+    power: float = option("how much of popularity the norm takes out", default=1.0, at_least=0)
 
-    def __init__(
-        self,
-        k: int = 50,
-        shrink: float = 10.0,
-        power: float = 1.0,
-        recency: float = 0.0,
-        half_life_days: float | None = None,
-    ) -> None:
-        super().__init__(recency, half_life_days)
-        _check(k, shrink, power)
-        self.k, self.shrink, self.power = k, shrink, power
+    neighbors: Tensor = learned("(n_items, k) int64, most similar first")
+    similarities: Tensor = learned("(n_items, k) float32, 0 where an item has fewer neighbors")
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         events = self._keep_histories(interactions)
@@ -62,7 +49,7 @@ class ItemKNN(HistoryRecommender):
 
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         n_rows, n_items = len(crow) - 1, self.n_items
-        row = torch.repeat_interleave(torch.arange(n_rows, device=items.device), crow.diff())  # (E,)
+        row = row_of_each(crow)  # (E,)
         profiles = torch.zeros(n_items, n_rows, device=items.device)  # (I, B)
         profiles[items, row] = weights
         item = torch.arange(n_items, device=items.device).repeat_interleave(self.neighbors.shape[1])  # (I k,)
@@ -83,27 +70,21 @@ class UserKNN(Recommender):
 
     A user without events has no neighbors and scores zero everywhere.
 
-    Args:
-        k: neighbors kept for each user.
-        shrink: added to the denominator.
-        power: 1 is the cosine, 0 the dot product; see ``ItemKNN``.
-
     Source: Resnick et al. 1994, "GroupLens: An Open Architecture for Collaborative Filtering of Netnews",
     with the cosine of binary vectors in place of the correlation of ratings.
     """
 
-    history_crow: Tensor  # (n_users + 1,) int64
-    history_items: Tensor  # (E,) int64
-    neighbors: Tensor  # (n_users, k) int64, most similar first
-    similarities: Tensor  # (n_users, k) float32
+    k: int = option("neighbors kept for each user", default=50, at_least=1)
+    shrink: float = option("added to the denominator", default=10.0, at_least=0)
+    power: float = option("1 is the cosine, 0 the dot product", default=0.8, at_least=0)
 
-    def __init__(self, k: int = 50, shrink: float = 10.0, power: float = 0.8) -> None:
-        super().__init__()
-        _check(k, shrink, power)
-        self.k, self.shrink, self.power = k, shrink, power
+    history_crow: Tensor = learned("(n_users + 1,) int64 offsets")
+    history_items: Tensor = learned("(E,) int64")
+    neighbors: Tensor = learned("(n_users, k) int64, most similar first")
+    similarities: Tensor = learned("(n_users, k) float32")
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
-        events = distinct(
+        events = distinct_events(
             interactions.users, interactions.items, interactions.timestamps, self.n_users, self.n_items
         )
         neighbors, similarities = _nearest(
@@ -116,20 +97,11 @@ class UserKNN(Recommender):
 
     def _score(self, users: Tensor) -> Tensor:
         neighbors = self.neighbors[users]  # (B, k)
-        place, pair = ragged(self.history_crow, neighbors.flatten())  # (E,), (E,)
+        place, pair = take_rows(self.history_crow, neighbors.flatten())  # (E,), (E,)
         cell = pair.div(neighbors.shape[1], rounding_mode="floor") * self.n_items + self.history_items[place]
         scores = torch.zeros(len(users) * self.n_items, device=users.device)  # (B I,)
         scores.index_add_(0, cell, self.similarities[users].flatten()[pair])
         return scores.view(len(users), self.n_items)
-
-
-def _check(k: int, shrink: float, power: float) -> None:
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k}")
-    if not shrink >= 0:
-        raise ValueError(f"shrink must be 0 or more, got {shrink}")
-    if not power >= 0:
-        raise ValueError(f"power must be 0 or more, got {power}")
 
 
 def _nearest(
@@ -169,13 +141,13 @@ def _nearest(
     ).coalesce()  # (R, C)
     counts = torch.bincount(rows, minlength=n_rows).float()  # (R,)
     order = rows.argsort(stable=True)
-    crow = torch.cat([order.new_zeros(1), torch.bincount(rows, minlength=n_rows).cumsum(0)])  # (R + 1,)
+    crow = offsets(torch.bincount(rows, minlength=n_rows))  # (R + 1,)
     size = max(1, _CELLS // (n_rows + n_columns))
     neighbors, similarities = [], []
     starts = range(0, n_rows, size)
     for start in progress_bar(starts, "neighbors", enabled=progress):
         block = torch.arange(start, min(start + size, n_rows), device=device)  # (b,)
-        place, local = ragged(crow, block)
+        place, local = take_rows(crow, block)
         dense = torch.zeros(n_columns, len(block), device=device)  # (C, b)
         dense[columns[order[place]], local] = 1.0
         shared = torch.sparse.mm(matrix, dense).mT  # (b, R)

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
-from recsys_lib.models.base import ragged
-from recsys_lib.models.history import HistoryRecommender
+from recsys_lib.data.ragged import offsets, row_of_each, run_starts, take_rows
+from recsys_lib.models.core.histories import RecencyWeighted
+from recsys_lib.models.core.options import learned, option, preset
 
 __all__ = ["MarkovChain"]
 
 _PAIRS = 2**23  # pairs of events counted at once
 
 
-class MarkovChain(HistoryRecommender):
+class MarkovChain(RecencyWeighted):
     """First-order Markov chain: the probability of the next item, given the last one.
 
     How often j came right after i, shrunk toward the popularity of j, since most pairs are too rare to tell:
@@ -32,34 +33,28 @@ class MarkovChain(HistoryRecommender):
 
     A user without events gets p.
 
-    Args:
-        shrink: weight of popularity, in transitions.
-
     Source: the Dirichlet prior of MacKay and Peto 1995, "A Hierarchical Dirichlet Language Model", with
     popularity as its mean. Rendle, Freudenthaler, Schmidt-Thieme 2010, "Factorizing Personalized Markov
     Chains for Next-Basket Recommendation", section 4.1, for sets of events that have no order among them.
     """
 
-    transition_crow: Tensor  # (n_items + 1,) int64
-    transition_items: Tensor  # (P,) int64, ascending within a row
-    transition_counts: Tensor  # (P,) float32, c_ij
-    popularity: Tensor  # (n_items,) float32, p
+    # Above zero: an item that nothing came after has no counts.
+    shrink: float = option("weight of popularity, in transitions", default=50.0, above=0)
+    # With an infinite exponent the last event, or tied group, weighs 1 and all before it 0.
+    recency: float = preset(default=math.inf)
+    half_life_days: float | None = preset(default=None)
 
-    def __init__(self, shrink: float = 50.0) -> None:
-        # With an infinite exponent of recency the last event, or tied group, weighs 1 and all before it 0.
-        super().__init__(recency=math.inf)
-        if not shrink > 0:
-            raise ValueError(
-                f"shrink must be above zero: an item that nothing came after has no counts; got {shrink}"
-            )
-        self.shrink = shrink
+    transition_crow: Tensor = learned("(n_items + 1,) int64 offsets")
+    transition_items: Tensor = learned("(P,) int64, ascending within a row")
+    transition_counts: Tensor = learned("(P,) float32, c_ij")
+    popularity: Tensor = learned("(n_items,) float32, p")
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         self._keep_histories(interactions)
         keys, counts = _transitions(interactions)
         rows = keys.div(self.n_items, rounding_mode="floor")  # (P,)
         per_row = torch.bincount(rows, minlength=self.n_items)  # (n_items,)
-        self._keep("transition_crow", torch.cat([per_row.new_zeros(1), per_row.cumsum(0)]))
+        self._keep("transition_crow", offsets(per_row))
         self._keep("transition_items", keys - rows * self.n_items)
         self._keep("transition_counts", counts)
         popularity = torch.bincount(interactions.items, minlength=self.n_items) + 1.0  # (n_items,)
@@ -67,11 +62,11 @@ class MarkovChain(HistoryRecommender):
 
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         n_rows, device = len(crow) - 1, items.device
-        row = torch.repeat_interleave(torch.arange(n_rows, device=device), crow.diff())  # (E,)
+        row = row_of_each(crow)  # (E,)
         final = weights > 0  # (E,) is it the last event, or of the last tied group?
         row, last = row[final], items[final]  # (F,)
         share = 1.0 / torch.bincount(row, minlength=n_rows)[row]  # (F,) one over the size of the group
-        place, which = ragged(self.transition_crow, last)  # (Q,) transitions out of them, and out of which
+        place, which = take_rows(self.transition_crow, last)  # (Q,) transitions out of them, and out of which
         counts = self.transition_counts[place]  # (Q,)
         left = torch.zeros(len(last), device=device).index_add_(0, which, counts)  # (F,) c_i
         per_count = share / (left + self.shrink)  # (F,)
@@ -91,8 +86,7 @@ def _transitions(interactions: Interactions) -> tuple[Tensor, Tensor]:
         keys (P,) int64 ascending, from-item times n_items plus to-item; counts (P,) float32.
     """
     users, items = interactions.users, interactions.items  # (E,), by user and time
-    opens = torch.ones_like(users, dtype=torch.bool)  # (E,) does a new user or time begin here?
-    opens[1:] = (users.diff() != 0) | (interactions.timestamps.diff() != 0)
+    opens = run_starts(users, interactions.timestamps)  # (E,) does a new user or time begin here?
     group = opens.cumsum(0) - 1  # (E,)
     size = torch.bincount(group)  # (G,)
     start = size.cumsum(0) - size  # (G,)
@@ -107,7 +101,7 @@ def _transitions(interactions: Interactions) -> tuple[Tensor, Tensor]:
     chunk = pairs.cumsum(0).div(_PAIRS, rounding_mode="floor")  # (E,)
     keys, counts = items[:0], torch.zeros(0, device=items.device)
     for source in torch.arange(len(items), device=items.device).split(torch.bincount(chunk).tolist()):
-        target, which = ragged(crow, 2 * group[source])  # (Q,)
+        target, which = take_rows(crow, 2 * group[source])  # (Q,)
         other = target != source[which]  # (Q,) an event does not follow itself
         target, which = target[other], which[other]  # (Q,)
         g, h = group[source[which]], group[target]  # (Q,)

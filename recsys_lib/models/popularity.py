@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from recsys_lib.data import Interactions
-from recsys_lib.models.base import Recommender
+from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.options import learned, option
 
 __all__ = ["Popularity"]
 
@@ -13,20 +14,16 @@ _DAY = 86_400
 class Popularity(Recommender):
     """Scores an item by the number of distinct users who chose it, perhaps only of late.
 
-    Answers for every user, with or without training events.
-
-    Args:
-        window_days: count only events within this many days before the last event of the training data, both
-            ends included; None counts all. Items without an event in the window score zero.
+    Answers for every user, with or without training events. Items without an event in the window score zero.
     """
 
-    counts: Tensor  # (n_items,) float32
+    window_days: float | None = option(
+        "count only events within this many days before the last one, both ends included",
+        default=None,
+        above=0,
+    )
 
-    def __init__(self, window_days: float | None = None) -> None:
-        super().__init__()
-        if window_days is not None and not window_days > 0:
-            raise ValueError(f"window_days must be above zero or None, got {window_days}")
-        self.window_days = window_days
+    counts: Tensor = learned("(n_items,) float32")
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         events = interactions

@@ -41,10 +41,10 @@ Request = http.server.BaseHTTPRequestHandler
 @pytest.fixture(autouse=True)
 def _no_memory_and_no_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test starts without grudges, and pauses between tries are short."""
-    download.forget_unreachable_hosts()
+    download._unreachable.clear()
     monkeypatch.setattr(download, "_LONGEST_PAUSE", 0.01)
     yield
-    download.forget_unreachable_hosts()
+    download._unreachable.clear()
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_a_host_that_refuses_is_left_alone_for_a_while(target: Path, monkeypatch
     with pytest.raises(DownloadError, match="refused"):
         fetch(url, target, progress=False, backoff=0.001, tries=1)
     assert len(attempts) == 4
-    download.forget_unreachable_hosts()
+    download._unreachable.clear()
     with pytest.raises(DownloadError):
         fetch(url, target, progress=False, backoff=0.001, tries=1)
     assert len(attempts) == 5

@@ -15,10 +15,11 @@ from ir_measures import AP, RR, P, R, Success, nDCG
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from recsys_lib import ranking
 from recsys_lib.data import Interactions
 from recsys_lib.evaluation import (
+    Comparison,
     Report,
-    _device,
     compare,
     evaluate,
     mean_report,
@@ -311,7 +312,9 @@ def test_nothing_is_made_on_the_default_device() -> None:
 
     def everything() -> list[object]:
         full = evaluate(Table(scores % 4), data[0], seen=data[1], item_features=scores.T)
-        sampled = sampled_evaluate(Table(scores % 4), *data, n_negatives=5, metrics=["ndcg", "auc"])
+        sampled = sampled_evaluate(
+            Table(scores % 4), data[0], seen=data[1], n_negatives=5, metrics=["ndcg", "auc"]
+        )
         return [full.metrics, full.items.tolist(), sampled.metrics]
 
     expected = everything()
@@ -321,9 +324,9 @@ def test_nothing_is_made_on_the_default_device() -> None:
 
 def test_users_are_made_where_the_model_is() -> None:
     module, model = nn.Linear(2, 2, device="meta"), Constant(5)
-    assert [_device(x).type for x in (module, model)] == ["meta", "cpu"]
+    assert [ranking._device(x).type for x in (module, model)] == ["meta", "cpu"]
     model.device = torch.device("meta")  # type: ignore[attr-defined]
-    assert _device(model).type == "meta"
+    assert ranking._device(model).type == "meta"
 
 
 def test_progress_is_silent_by_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,7 +412,7 @@ def test_compare_refuses_other_users_items_metrics_and_protocols() -> None:
         compare(a, other_seen, "ndcg@5")
     with pytest.raises(ValueError, match="no per-user values of 'ndcg@10'"):
         compare(a, a, "ndcg@10")
-    sampled = sampled_evaluate(Constant(25), events(test), events(seen), 5, k=5)
+    sampled = sampled_evaluate(Constant(25), events(test), seen=events(seen), n_negatives=5, k=5)
     with pytest.raises(ValueError, match="different protocols"):
         compare(a, sampled, "ndcg@5")
 
@@ -451,9 +454,17 @@ def test_users_needed_gives_the_power_it_promises() -> None:
 @given(seed=seeds, n_negatives=st.integers(1, 25), batch_size=st.integers(1, 12))
 def test_sampled_candidates_are_relevant_or_drawn(seed: int, n_negatives: int, batch_size: int) -> None:
     scores, test, seen = problem(seed, 12, 25)
-    a = sampled_evaluate(Table(scores), events(test), events(seen), n_negatives, k=25, seed=seed)
+    a = sampled_evaluate(
+        Table(scores), events(test), seen=events(seen), n_negatives=n_negatives, k=25, seed=seed
+    )
     b = sampled_evaluate(
-        Constant(25), events(test), events(seen), n_negatives, k=25, seed=seed, batch_size=batch_size
+        Constant(25),
+        events(test),
+        seen=events(seen),
+        n_negatives=n_negatives,
+        k=25,
+        seed=seed,
+        batch_size=batch_size,
     )
     for user, first, second in zip(a.users.tolist(), a.items, b.items, strict=True):
         candidates = set(first.tolist()) - {-1}
@@ -473,9 +484,9 @@ def test_sampled_ranking_of_a_constant_model_earns_what_chance_earns() -> None:
     n_users, n_items = 8000, 60
     test = torch.zeros(n_users, n_items, dtype=torch.bool)
     test[:, 7] = True
-    report = sampled_evaluate(Constant(n_items), events(test), None, 19, k=5)
+    report = sampled_evaluate(Constant(n_items), events(test), n_negatives=19, k=5)
     assert within_chance(report.per_user["hit_rate@5"].sum().item(), n_users, 5 / 20)
-    drawn = sampled_evaluate(Constant(n_items), events(test), None, 19, k=20).items
+    drawn = sampled_evaluate(Constant(n_items), events(test), n_negatives=19, k=20).items
     counts = drawn[drawn != 7].bincount(minlength=n_items)
     assert all(within_chance(c, n_users, 19 / 59) for i, c in enumerate(counts.tolist()) if i != 7)
 
@@ -502,3 +513,40 @@ def test_sampled_evaluate_refuses_what_makes_no_sense() -> None:
         sampled_evaluate(Constant(5), test, n_negatives=6, k=2)
     with pytest.raises(ValueError, match="needs `seen`"):
         sampled_evaluate(Constant(5), test, n_negatives=2, k=2, metrics=["novelty"])
+
+
+# ------------------------------------------------------------------------------- differences in sentences
+
+
+def gap(mean: float, low: float, high: float) -> Comparison:
+    return Comparison(mean, low, high, p_value=0.5, n=10, std=1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "spec", "text"),
+    [
+        ((0.012, 0.006, 0.018), ".3f", "+0.012 [+0.006, +0.018]"),
+        ((-0.012, -0.018, -0.006), ".3f", "−0.012 [−0.018, −0.006]"),
+        ((0.0, -0.00004, 0.00004), ".3f", "+0.000 [+0.000, +0.000]"),
+        ((-0.5, -1.0, 0.25), "+.1f", "−0.5 [−1.0, +0.2]"),
+        ((-0.015, -0.02, 0.01), ".1%", "−1.5% [−2.0%, +1.0%]"),
+        ((-0.0001, -0.0002, 0.0001), ".1%", "+0.0% [+0.0%, +0.0%]"),
+        ((0.01234, 0.0, 0.02), "", "+0.0123 [+0.0000, +0.0200]"),
+    ],
+)
+def test_a_difference_in_a_sentence(values: tuple[float, float, float], spec: str, text: str) -> None:
+    found = format(gap(*values), spec)
+    assert found.replace("\N{NO-BREAK SPACE}", " ") == text
+    assert " " not in found  # no line breaks within
+    assert "-" not in found
+
+
+def test_words_follow_the_interval() -> None:
+    words = {"above": "ahead", "below": "behind", "otherwise": "not told apart"}
+    assert gap(0.1, 0.001, 0.2).says(**words) == "ahead"
+    assert gap(-0.1, -0.2, -0.001).says(**words) == "behind"
+    for low, high in ((-0.1, 0.3), (0.0, 0.2), (-0.2, 0.0)):
+        assert gap(0.1, low, high).says(**words) == "not told apart"
+        assert not gap(0.1, low, high).clear
+    assert gap(0.1, 0.001, 0.2).clear
+    assert gap(-0.1, -0.2, -0.001).clear

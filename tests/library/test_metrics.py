@@ -1,4 +1,4 @@
-"""Metrics against independent implementations, and the rule for ties against chance."""
+"""Metrics against independent implementations."""
 
 import itertools
 import math
@@ -37,139 +37,6 @@ def generator(seed: int) -> torch.Generator:
 def within_chance(successes: float, n: int, p: float) -> bool:
     """Is a count of n independent trials within 4.5 standard deviations of what p gives?"""
     return abs(successes - n * p) <= 4.5 * math.sqrt(n * p * (1 - p)) + 1e-9
-
-
-# ---------------------------------------------------------------------------------------------- ranking
-
-
-@quick
-@given(
-    seed=seeds,
-    n_rows=st.integers(1, 6),
-    n_items=st.integers(1, 40),
-    levels=st.integers(1, 50),
-    data=st.data(),
-)
-def test_rank_topk_is_a_sorted_list_of_the_best(
-    seed: int, n_rows: int, n_items: int, levels: int, data: st.DataObject
-) -> None:
-    k = data.draw(st.integers(1, n_items))
-    g = generator(seed)
-    scores = torch.randint(levels, (n_rows, n_items), generator=g).float()
-    scores[torch.rand(n_rows, n_items, generator=g) < 0.2] = -torch.inf
-    before = scores.clone()
-    items, values = m.rank_topk(scores, k, seed=seed)
-
-    assert torch.equal(scores, before)
-    assert items.dtype == torch.int64
-    assert torch.equal(values, scores.sort(dim=1, descending=True).values[:, :k])
-    for row, listed, value in zip(scores, items, values, strict=True):
-        n_candidates = int((row > -torch.inf).sum())
-        assert ((listed >= 0) == (torch.arange(k) < n_candidates)).all()
-        listed = listed[listed >= 0]
-        assert len(listed.unique()) == len(listed)
-        assert torch.equal(row[listed], value[: len(listed)])
-    # A shorter list is the head of a longer one, also where ties are cut.
-    whole, _ = m.rank_topk(scores, n_items, seed=seed)
-    assert torch.equal(items, whole[:, :k])
-
-
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64]
-
-
-@quick
-@given(seed=seeds, levels=st.sampled_from([1, 2, 5, 1000]), dtype=st.sampled_from(DTYPES))
-def test_rank_topk_does_not_depend_on_batches(seed: int, levels: int, dtype: torch.dtype) -> None:
-    scores = torch.randint(levels, (9, 30), generator=generator(seed)).to(dtype)
-    users = torch.randperm(100, generator=generator(seed))[:9]
-    whole, _ = m.rank_topk(scores, 5, users=users, seed=seed)
-    rows = [m.rank_topk(scores[i : i + 1], 5, users=users[i : i + 1], seed=seed)[0] for i in range(9)]
-    assert torch.equal(whole, torch.cat(rows))
-
-
-def test_rank_topk_does_not_depend_on_the_block_of_tied_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = torch.randint(3, (50, 40), generator=generator(0)).float()
-    whole, _ = m.rank_topk(scores, 10)
-    monkeypatch.setattr(m, "_BLOCK", 100)
-    assert torch.equal(m.rank_topk(scores, 10)[0], whole)
-
-
-def test_rank_topk_order_of_ties_is_part_of_the_contract() -> None:
-    """A stored result must stay reproducible: the same on every device and in every later version."""
-    items, _ = m.rank_topk(torch.zeros(2, 8), 5, users=torch.tensor([3, 2**40]), seed=7)
-    assert items.tolist() == [[5, 0, 3, 1, 4], [2, 5, 6, 0, 7]]
-    assert not torch.equal(
-        items, m.rank_topk(torch.zeros(2, 8), 5, users=torch.tensor([3, 2**40]), seed=8)[0]
-    )
-
-
-@pytest.mark.parametrize("item_of", ["first", "last", "spread"])
-def test_a_constant_scorer_earns_what_chance_earns(item_of: str) -> None:
-    n_users, n_items, k = 20_000, 40, 10
-    users = torch.arange(n_users)
-    relevant = {"first": users * 0, "last": users * 0 + n_items - 1, "spread": users % n_items}[item_of]
-    for seed in (0, 1):
-        items, _ = m.rank_topk(torch.zeros(n_users, n_items), k, users=users, seed=seed)
-        hits = items == relevant[:, None]
-        assert within_chance(hits.sum().item(), n_users, k / n_items)
-        for rank in range(k):  # not only in the list as often as chance has it, but at every rank
-            assert within_chance(hits[:, rank].sum().item(), n_users, 1 / n_items)
-
-
-def test_every_order_of_tied_items_is_equally_likely() -> None:
-    n_users = 60_000
-    items, _ = m.rank_topk(torch.zeros(n_users, 4), 4)
-    code = (items * torch.tensor([64, 16, 4, 1])).sum(dim=1)
-    counts = code.unique(return_counts=True)[1]
-    assert len(counts) == math.factorial(4)
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
-
-
-def test_neighboring_users_and_seeds_have_unrelated_orders() -> None:
-    n = 4000
-    a, _ = m.rank_topk(torch.zeros(n, 30), 30, seed=0)
-    b, _ = m.rank_topk(torch.zeros(n, 30), 30, seed=1)
-    for x, y in ((a[:-1], a[1:]), (a, b)):
-        assert within_chance((x[:, 0] == y[:, 0]).sum().item(), len(x), 1 / 30)
-
-
-def test_few_score_levels_earn_exactly_their_expectation() -> None:
-    """5 items score 2, 20 score 1, 25 score 0; lists of 10: the middle group shares 5 of its 20 places."""
-    n_users, k = 20_000, 10
-    levels = torch.tensor([2.0] * 5 + [1.0] * 20 + [0.0] * 25)
-    order = torch.stack([torch.randperm(50, generator=generator(u)) for u in range(200)])  # numbering differs
-    scores = levels[order].repeat(n_users // 200, 1)  # (U, 50)
-    items, _ = m.rank_topk(scores, k)
-    for target, expected in ((2.0, 1.0), (1.0, 5 / 20), (0.0, 0.0)):
-        relevant = (scores == target).int().argmax(dim=1)  # the lowest-numbered item of the group
-        hits = (items == relevant[:, None]).any(dim=1).sum().item()
-        assert within_chance(hits, n_users, expected)
-
-
-def test_rank_topk_names_the_user_of_a_nan() -> None:
-    scores = torch.zeros(3, 5)
-    scores[1, 2] = torch.nan
-    with pytest.raises(ValueError, match="user 42 are NaN for 1 of 5"):
-        m.rank_topk(scores, 2, users=torch.tensor([7, 42, 9]))
-
-
-def test_rank_topk_takes_sums_that_overflow() -> None:
-    scores = torch.tensor([[3e38, 3e38, -3e38, -3e38], [-torch.inf, 1.0, 2.0, 3.0]])
-    assert m.rank_topk(scores, 2)[0][1].tolist() == [3, 2]
-    assert m.rank_topk(torch.full((1, 3), -torch.inf), 2)[0].tolist() == [[-1, -1]]
-
-
-@pytest.mark.parametrize("k", [0, -1, 6])
-def test_rank_topk_refuses_k_out_of_range(k: int) -> None:
-    with pytest.raises(ValueError, match="between 1 and the number of items, 5"):
-        m.rank_topk(torch.zeros(2, 5), k)
-
-
-def test_rank_topk_refuses_wrong_shapes() -> None:
-    with pytest.raises(ValueError, match=r"\(B, N\)"):
-        m.rank_topk(torch.zeros(5), 1)
-    with pytest.raises(ValueError, match="one a row"):
-        m.rank_topk(torch.zeros(2, 5), 1, users=torch.arange(3))
 
 
 # -------------------------------------------------------------------------------------- ranking metrics
@@ -444,7 +311,7 @@ def test_nothing_is_made_on_the_default_device() -> None:
     counts, features = torch.arange(9), scores.T.contiguous()
 
     def everything() -> list[object]:
-        items, values = m.rank_topk(scores, 4)
+        values, items = scores.topk(4)
         tensors = [metric(hits, n_relevant) for metric, _ in RANKING]
         tensors += [items, values, m.auc(scores, scores > 1), m.novelty(items, counts, 9)]
         tensors += [m.intra_list_diversity(items, features), m.rmse(scores, scores + 1)]

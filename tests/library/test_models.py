@@ -15,6 +15,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
 from recsys_lib.data import Interactions, leave_last_out, random_split
+from recsys_lib.data.ragged import distinct_events
 from recsys_lib.devices import seed_generator
 from recsys_lib.losses import bpr_loss
 from recsys_lib.models import (
@@ -28,12 +29,16 @@ from recsys_lib.models import (
     TfidfContent,
     UserKNN,
 )
-from recsys_lib.models import base as base_module
-from recsys_lib.models.base import CONFIG_FILE, WEIGHTS_FILE, check_histories, ragged
+from recsys_lib.models.biased_mf import _Observations, _Side
 from recsys_lib.models.content import term_counts, tokenize
-from recsys_lib.models.history import distinct, recency_weights
-from recsys_lib.models.mf import _Observations, _Side
+from recsys_lib.models.core import saving
+from recsys_lib.models.core.checks import check_histories
+from recsys_lib.models.core.histories import recency_weights
+from recsys_lib.models.core.options import learned, option
+from recsys_lib.models.core.saving import CONFIG_FILE, WEIGHTS_FILE
+from recsys_lib.models.core.trained import validation_ndcg
 from recsys_lib.negatives import NegativeSampler
+from recsys_lib.ranking import HeldOut
 
 quick = settings(max_examples=20, deadline=None)
 DAY = 86_400
@@ -106,7 +111,7 @@ def test_ease_scores_the_history_times_the_weights(monkeypatch):
 
 
 def test_ease_needs_regularization():
-    with pytest.raises(ValueError, match="l2 must be above zero"):
+    with pytest.raises(ValueError, match="l2 must be above 0"):
         EASE(l2=0)
     with pytest.raises(ValueError, match="recency"):
         EASE(recency=-1)
@@ -125,7 +130,7 @@ def test_ease_needs_regularization():
 )
 def test_recency_weights_are_their_formula(seed, recency, half_life):
     inter = random_events(seed, n_users=6)
-    events = distinct(inter.users, inter.items, inter.timestamps, inter.n_users, inter.n_items)
+    events = distinct_events(inter.users, inter.items, inter.timestamps, inter.n_users, inter.n_items)
     found = recency_weights(events, recency, half_life).tolist()
     latest: dict[tuple[int, int], int] = {}
     for user, item, time in zip(
@@ -147,7 +152,7 @@ def test_recency_weighs_the_history_only_when_scoring():
     plain, recent = EASE(l2=3.0).fit(inter), EASE(l2=3.0, recency=0.7).fit(inter)
     assert torch.equal(plain.item_weights, recent.item_weights)
     x = dense(inter)
-    events = distinct(inter.users, inter.items, inter.timestamps, inter.n_users, inter.n_items)
+    events = distinct_events(inter.users, inter.items, inter.timestamps, inter.n_users, inter.n_items)
     x[events.users, events.items] = recency_weights(events, 0.7, None)
     np.testing.assert_allclose(everyone(recent), x @ plain.item_weights.numpy(), atol=1e-5)
 
@@ -213,17 +218,6 @@ def test_histories_that_make_no_sense_are_refused():
     items, lengths = check_histories([[1], []], 12, torch.device("meta"))
     assert items.is_meta
     assert lengths.is_meta
-
-
-@quick
-@given(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=6), st.data())
-def test_ragged_gathers_rows_of_a_csr_matrix(rows, data):
-    crow = torch.tensor([0, *(len(r) for r in rows)]).cumsum(0)
-    values = torch.tensor([v for r in rows for v in r], dtype=torch.int64)
-    wanted = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=5))
-    place, row = ragged(crow, torch.tensor(wanted, dtype=torch.int64))
-    expected = [(n, v) for n, r in enumerate(wanted) for v in rows[r]]
-    assert list(zip(row.tolist(), values[place].tolist(), strict=True)) == expected
 
 
 # Neighbors.
@@ -357,12 +351,12 @@ def test_items_without_words_are_no_trouble():
 @pytest.mark.parametrize("loss", ["bpr", "bce", "softmax"])
 def test_the_loss_is_the_librarys_on_the_scores_of_the_batch(loss):
     inter = random_events(8)
-    model = MatrixFactorization(dim=4, epochs=1, loss=loss, l2=0.3, n_negatives=2, device="cpu").fit(inter)
+    model = MatrixFactorization(dim=4, epochs=1, loss=loss, l2=0.3, n_negatives=2).fit(inter)
     crow, own = inter.csr()
     sampler = NegativeSampler(crow, own, inter.n_items)
     users = torch.repeat_interleave(torch.arange(inter.n_users), crow.diff())[:20]
     items = own[:20]
-    found = model._loss(users, items, sampler, seed_generator(3))
+    found = model.objective(users, items, sampler, seed_generator(3))
     scores, p = model.score(users), model.user_factors[users]
     if loss == "softmax":
         plain = torch.nn.functional.cross_entropy(scores, items)
@@ -383,7 +377,7 @@ def test_the_loss_is_the_librarys_on_the_scores_of_the_batch(loss):
 
 def test_bpr_is_matrix_factorization_with_that_loss():
     inter = random_events(9)
-    options = {"dim": 5, "epochs": 3, "batch_size": 32, "device": "cpu", "seed": 4}
+    options = {"dim": 5, "epochs": 3, "batch_size": 32, "seed": 4}
     one, two = BPR(**options).fit(inter), MatrixFactorization(loss="bpr", **options).fit(inter)
     assert (everyone(one) == everyone(two)).all()
     assert "loss" not in one.config
@@ -393,40 +387,65 @@ def test_bpr_is_matrix_factorization_with_that_loss():
 
 def test_hard_negatives_are_the_best_of_their_pool():
     inter = random_events(10)
-    model = BPR(dim=4, epochs=2, negatives="hard", n_negatives=2, hard_pool=3, device="cpu").fit(inter)
+    model = BPR(dim=4, epochs=2, negatives="hard", n_negatives=2, hard_pool=3).fit(inter)
     sampler = NegativeSampler(*inter.csr(), inter.n_items)
     users = torch.arange(20)
-    p = model.user_factors[users]
-    found = model._hard_negatives(p, users, sampler, seed_generator(1))
+    found = model.prepare(inter, seed_generator(0)).sampler.sample(users, 2, seed_generator(1))
     pool = sampler.sample(users, 6, seed_generator(1)).view(20, 2, 3)
     scores = model.score(users).gather(1, pool.view(20, 6)).view(20, 2, 3)
     assert torch.equal(found, pool.gather(2, scores.argmax(2, keepdim=True)).squeeze(2))
 
 
+def test_a_sampler_of_ones_own_takes_the_place_of_the_models():
+    inter = random_events(10)
+
+    class Only:
+        """Every negative is item 3."""
+
+        def sample(self, users, k=1, generator=None):
+            return torch.full((len(users), k), 3)
+
+    model = BPR(dim=4, epochs=20, sampler=Only()).fit(inter)
+    assert (model.item_bias.argmin() == 3).all()
+    assert "sampler" not in model.config
+    own = NegativeSampler(*inter.csr(), inter.n_items)
+    same = [BPR(dim=4, epochs=2, sampler=sampler).fit(inter) for sampler in (None, own)]
+    assert (everyone(same[0]) == everyone(same[1])).all()
+
+
 def test_early_stopping_restores_the_best_epoch_and_a_refit_finds_it_again(movielens):
     inter = movielens.interactions.positives(4.0)
     split = leave_last_out(inter[inter.users < 150], 0.2)
-    options = {"dim": 16, "learning_rate": 0.05, "batch_size": 512, "l2": 0.0, "device": "cpu"}
+    options = {"dim": 16, "learning_rate": 0.05, "batch_size": 512, "l2": 0.0}
     model = BPR(**options, epochs=40, patience=2, check_every=2).fit(split.train, split.validation)
-    checks = {int(h["epoch"]): h["ndcg@10"] for h in model.history if "ndcg@10" in h}
-    assert len(model.history) < 40  # it stopped
+    checks = {int(h["epoch"]): h["ndcg@10"] for h in model.log if "ndcg@10" in h}
+    assert len(model.log) < 40  # it stopped
     assert model.best_epoch == max(checks, key=checks.get)
-    assert model.validation_ndcg(split.validation, split.train) == pytest.approx(max(checks.values()))
+    held_out = HeldOut.of(split.validation, split.train)
+    assert validation_ndcg(model, held_out, split.train) == pytest.approx(max(checks.values()))
     refit = BPR(**options, epochs=model.best_epoch).fit(split.train)
     assert (everyone(refit) == everyone(model)).all()
-    assert [h["loss"] for h in refit.history] == [h["loss"] for h in model.history][: model.best_epoch]
+    assert [h["loss"] for h in refit.log] == [h["loss"] for h in model.log][: model.best_epoch]
 
 
 def test_the_loss_falls(movielens):
-    model = BPR(dim=8, epochs=4, n_negatives=1, device="cpu").fit(movielens.interactions.positives(4.0))
-    losses = [h["loss"] for h in model.history]
+    model = BPR(dim=8, epochs=4, n_negatives=1).fit(movielens.interactions.positives(4.0))
+    losses = [h["loss"] for h in model.log]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.4 < math.log(2) + 0.02 > losses[0]
 
 
+def test_nothing_to_learn_from_is_said():
+    frame = pd.DataFrame([(u, i) for u in range(3) for i in range(4)], columns=["user_id", "item_id"])
+    with pytest.warns(UserWarning, match="BPR: there is nothing to learn from"):
+        model = BPR(dim=2, epochs=3).fit(Interactions.from_frame(frame))
+    assert (model.log, model.best_epoch) == ([], 0)
+    assert np.isfinite(everyone(model)).all()
+
+
 def test_users_without_events_get_the_item_biases():
     inter = random_events(11)
-    model = BPR(dim=4, epochs=5, device="cpu").fit(inter)
+    model = BPR(dim=4, epochs=5).fit(inter)
     empty = inter.n_users - 1
     assert torch.equal(model.score(torch.tensor([empty]))[0], model.item_bias.detach())
     assert model.item_bias.detach().abs().max() > 0
@@ -448,7 +467,7 @@ def test_matrix_factorization_refuses_nonsense(name, value):
 def test_validation_without_anything_held_out_is_refused():
     inter = random_events(12)
     with pytest.raises(ValueError, match="nothing is held out"):
-        BPR(epochs=1, device="cpu").fit(inter, validation=inter)
+        BPR(epochs=1).fit(inter, validation=inter)
 
 
 # Ratings.
@@ -463,9 +482,9 @@ def test_ratings_of_movielens(movielens):
     features = torch.cat([genres, decades], 1)
     rmse = {}
     for name, model in (
-        ("factors", BiasedMF(device="cpu")),
-        ("features", BiasedMF(item_features=features, device="cpu")),
-        ("biases", BiasedMF(dim=1, iterations=1, device="cpu")),
+        ("factors", BiasedMF()),
+        ("features", BiasedMF(item_features=features)),
+        ("biases", BiasedMF(dim=1, epochs=1)),
     ):
         predicted = model.fit(split.train).predict(split.test.users, split.test.items)
         assert 1 <= predicted.min() <= predicted.max() <= 5
@@ -514,16 +533,16 @@ def test_an_item_without_ratings_is_placed_by_its_features():
     inter = Interactions.from_frame(frame, item_ids=range(20))
     features = torch.nn.functional.one_hot(torch.tensor(kind)).float()
     users, cold = torch.tensor([0, 1]), torch.tensor([18, 18])
-    placed = BiasedMF(dim=2, item_features=features, device="cpu").fit(inter).predict(users, cold)
+    placed = BiasedMF(dim=2, item_features=features).fit(inter).predict(users, cold)
     assert placed[0] > 4.5
     assert placed[1] < 2.5
-    blind = BiasedMF(dim=2, device="cpu").fit(inter).predict(users, cold)
+    blind = BiasedMF(dim=2).fit(inter).predict(users, cold)
     assert (blind - inter.ratings.mean()).abs().max() < 0.5
 
 
 def test_predictions_are_the_scores_within_the_scale():
     inter = random_events(14)
-    model = BiasedMF(dim=2, device="cpu").fit(inter)
+    model = BiasedMF(dim=2).fit(inter)
     users, items = torch.tensor([0, 3, 29]), torch.tensor([5, 11, 0], dtype=torch.int32)
     expected = model.score(users).gather(1, items.long()[:, None])[:, 0].clamp(1, 5)
     torch.testing.assert_close(model.predict(users, items), expected)
@@ -536,13 +555,13 @@ def test_predictions_are_the_scores_within_the_scale():
 def test_ratings_that_make_no_sense_are_refused():
     frame = pd.DataFrame({"user_id": [0, 1], "item_id": [0, 1], "rating": [3.0, None]})
     with pytest.raises(ValueError, match="1 of 2 events have none"):
-        BiasedMF(device="cpu").fit(Interactions.from_frame(frame))
+        BiasedMF().fit(Interactions.from_frame(frame))
     inter = random_events(0)
     with pytest.raises(ValueError, match=r"item_features must be \(12, n_features\)"):
-        BiasedMF(item_features=torch.ones(3, 2), device="cpu").fit(inter)
+        BiasedMF(item_features=torch.ones(3, 2)).fit(inter)
     with pytest.raises(ValueError, match="must be finite"):
-        BiasedMF(item_features=torch.full((12, 1), torch.nan), device="cpu").fit(inter)
-    for name, value in (("dim", 0), ("iterations", 0), ("feature_l2", 0.0)):
+        BiasedMF(item_features=torch.full((12, 1), torch.nan)).fit(inter)
+    for name, value in (("dim", 0), ("epochs", 0), ("feature_l2", 0.0)):
         with pytest.raises(ValueError, match=name):
             BiasedMF(**{name: value})
 
@@ -553,7 +572,7 @@ def test_ratings_that_make_no_sense_are_refused():
 @pytest.fixture
 def saved(tmp_path):
     """A folder with a saved BPR."""
-    BPR(dim=4, epochs=2, device="cpu").fit(random_events(15)).save_pretrained(tmp_path / "bpr")
+    BPR(dim=4, epochs=2).fit(random_events(15)).save_pretrained(tmp_path / "bpr")
     return tmp_path / "bpr"
 
 
@@ -607,14 +626,12 @@ def test_missing_files_are_named(saved, tmp_path):
 
 
 def test_weights_that_lack_something_are_refused(saved, monkeypatch):
-    state = base_module.load_file(saved / WEIGHTS_FILE)
+    state = saving.load_file(saved / WEIGHTS_FILE)
     state.pop("item_bias")
-    base_module.save_file(state, saved / WEIGHTS_FILE)
+    saving.save_file(state, saved / WEIGHTS_FILE)
     with pytest.raises(ValueError, match="lacks item_bias"):
         BPR.from_pretrained(saved)
-    base_module.save_file(
-        {**state, "item_bias": torch.zeros(12), "deep.er": torch.zeros(1)}, saved / WEIGHTS_FILE
-    )
+    saving.save_file({**state, "item_bias": torch.zeros(12), "deep.er": torch.zeros(1)}, saved / WEIGHTS_FILE)
     with pytest.raises(ValueError, match=r"holds deep\.er, which BPR has no place for"):
         BPR.from_pretrained(saved)
 
@@ -629,7 +646,7 @@ def test_an_interrupted_save_leaves_nothing_that_looks_finished(saved, monkeypat
         raise KeyboardInterrupt
 
     if step == "save_file":
-        monkeypatch.setattr(base_module, "save_file", interrupted)
+        monkeypatch.setattr(saving, "save_file", interrupted)
     else:
         monkeypatch.setattr(type(saved), "write_text", lambda self, *_, **__: interrupted(None, self))
     with pytest.raises(KeyboardInterrupt):
@@ -656,7 +673,7 @@ def test_loading_by_name_asks_the_hub(saved, monkeypatch):
         return str(saved / filename)
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
-    monkeypatch.setattr(base_module, "hf_hub_download", download)
+    monkeypatch.setattr(saving, "hf_hub_download", download)
     model = BPR.from_pretrained("someone/a-model", revision="v2")
     assert (everyone(model) == everyone(BPR.from_pretrained(saved))).all()
     assert asked == [("someone/a-model", CONFIG_FILE, "v2"), ("someone/a-model", WEIGHTS_FILE, "v2")]
@@ -677,9 +694,10 @@ def test_hyper_parameters_can_be_replaced_while_loading(saved):
 class Layered(Recommender):
     """Made of layers that draw from the global random state, as any layer of torch does."""
 
-    def __init__(self, width: int = 3, seed: int = 0) -> None:
-        super().__init__()
-        self.width = width
+    width: int = option("of the hidden layer", default=3)
+    seed: int = option("of everything random", default=0)
+    body: torch.nn.Module = learned("the first layer")
+    head: torch.nn.Module = learned("the second")
 
     def build(self) -> None:
         self.body = torch.nn.Sequential(torch.nn.Linear(self.n_items, self.width), torch.nn.Dropout(0.5))
@@ -687,7 +705,6 @@ class Layered(Recommender):
 
     def _fit(self, interactions, validation, progress):
         assert self.training
-        self.build()
         x = interactions.matrix().to_dense()  # (n_users, n_items)
         self.head(self.body(x)).sum().backward()
         self.body.register_buffer("scale", self.head.weight.grad.clone())
@@ -715,23 +732,6 @@ def test_layers_are_reproducible_without_a_generator_and_come_back_from_files(tm
     assert sorted(n for n, _ in loaded.named_buffers()) == ["body.scale", "x"]
 
 
-# Hyper-parameters.
-
-
-def test_the_configuration_holds_every_hyper_parameter_however_it_was_given():
-    assert EASE(7.0, half_life_days=3).config == {"l2": 7.0, "recency": 0.0, "half_life_days": 3}
-    assert TfidfContent(["a"], 2).config == {"min_count": 2, "recency": 0.0, "half_life_days": None}
-    config = EASE().config
-    config["l2"] = 1.0
-    assert EASE().config["l2"] != 1.0
-
-
-@pytest.mark.parametrize("value", [torch.device("cpu"), float("nan"), object()])
-def test_a_hyper_parameter_that_cannot_be_saved_is_refused(value):
-    with pytest.raises(TypeError, match=r"BPR\(device=.*so that it can be saved"):
-        BPR(device=value)
-
-
 def test_a_fit_that_fails_leaves_no_half_fitted_model(monkeypatch):
     model = ItemKNN().fit(random_events(0))
     monkeypatch.setattr("recsys_lib.models.knn._nearest", lambda *_: 1 / 0)
@@ -742,7 +742,7 @@ def test_a_fit_that_fails_leaves_no_half_fitted_model(monkeypatch):
 
 def test_progress_is_a_bar_and_changes_nothing(capsys):
     inter = random_events(0)
-    for model in (ItemKNN(), BiasedMF(device="cpu"), BPR(epochs=2, device="cpu")):
+    for model in (ItemKNN(), BiasedMF(), BPR(epochs=2)):
         quiet = everyone(model.fit(inter))
         assert (everyone(model.fit(inter, progress=True)) == quiet).all()
     assert capsys.readouterr().out == ""
@@ -754,4 +754,5 @@ def test_validation_ndcg_is_the_evaluations(movielens):
     split = leave_last_out(movielens.interactions.positives(4.0))
     model = EASE().fit(split.train)
     expected = evaluate(model, split.validation, seen=split.train).metrics["ndcg@10"]
-    assert model.validation_ndcg(split.validation, split.train) == pytest.approx(expected, abs=1e-9)
+    found = validation_ndcg(model, HeldOut.of(split.validation, split.train), split.train)
+    assert found == pytest.approx(expected, abs=1e-9)

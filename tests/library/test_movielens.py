@@ -37,7 +37,7 @@ OFFICIAL_100K = {
 @pytest.fixture(autouse=True)
 def _no_network_but_the_tests_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host is a closed port and there is no package, unless a test says otherwise."""
-    download.forget_unreachable_hosts()
+    download._unreachable.clear()
     monkeypatch.setattr(download, "_LONGEST_PAUSE", 0.001)
     monkeypatch.setenv("RECSYS_MOVIELENS_URL", "http://127.0.0.1:9")
     monkeypatch.delenv("RECSYS_DATA", raising=False)

@@ -1,4 +1,6 @@
-import contextlib
+"""The one training loop and its parts."""
+
+import math
 import sys
 
 import pytest
@@ -7,79 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from recsys_lib.devices import isolated_rng, resolve_device, seed_generator
-from recsys_lib.negatives import NegativeSampler
+from recsys_lib.devices import seed_generator
 from recsys_lib.progress import progress_bar
-from recsys_lib.training import EarlyStopping, batches
+from recsys_lib.training import EarlyStopping, Validation, batches, train
 
 quick = settings(max_examples=30, deadline=None)
 
-
-def csr(own, n_users=None):
-    """Lists of items, one a user -> crow, items."""
-    lengths = torch.tensor([0, *(len(x) for x in own)])
-    return lengths.cumsum(0), torch.tensor([i for x in own for i in sorted(x)], dtype=torch.int64)
-
-
-# Devices.
-
-
-def test_auto_takes_the_best_device_there_is(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert resolve_device() == torch.device("cpu")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device("auto") == torch.device("mps")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto") == torch.device("cuda")
-    assert resolve_device("cpu") == torch.device("cpu")
-
-
-def test_a_device_that_is_not_here_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no CUDA device is here"):
-        resolve_device("cuda:0")
-    with pytest.raises(ValueError, match="no machine with MPS"):
-        resolve_device(torch.device("mps"))
-    with pytest.raises(ValueError, match="'quantum' is not one that torch knows"):
-        resolve_device("quantum")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="only 1 are here"):
-        resolve_device("cuda:3")
-
-
-# Random numbers.
-
-
-def test_a_generator_is_independent_of_the_global_state():
-    before = torch.get_rng_state()
-    first = torch.randn(5, generator=seed_generator(3))
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.randn(7)
-    assert torch.equal(torch.randn(5, generator=seed_generator(3)), first)
-    assert not torch.equal(torch.randn(5, generator=seed_generator(4)), first)
-
-
-def test_isolated_rng_repeats_itself_and_puts_the_state_back():
-    before = torch.get_rng_state()
-    with isolated_rng(5):
-        first = torch.randn(4)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.randn(9)
-    with isolated_rng(5):
-        assert torch.equal(torch.randn(4), first)
-    with isolated_rng(6):
-        assert not torch.equal(torch.randn(4), first)
-
-
-def test_isolated_rng_puts_the_state_back_after_an_error():
-    before = torch.get_rng_state()
-    with contextlib.suppress(KeyError), isolated_rng(5):
-        torch.randn(4)
-        raise KeyError
-    assert torch.equal(torch.get_rng_state(), before)
+# Batches.
 
 
 @quick
@@ -101,124 +37,6 @@ def test_batches_shuffle_only_with_a_generator():
         next(batches(5, 0))
 
 
-# Negatives.
-
-problems = st.integers(2, 12).flatmap(
-    lambda n_items: st.tuples(
-        st.just(n_items),
-        st.lists(st.sets(st.integers(0, n_items - 1), max_size=n_items - 1), min_size=1, max_size=6),
-    )
-)
-
-
-@quick
-@given(problems, st.sampled_from(["uniform", "popularity"]), st.integers(0, 99))
-def test_negatives_are_never_the_users_own(problem, kind, seed):
-    n_items, own = problem
-    sampler = NegativeSampler(*csr(own), n_items, kind)
-    users = torch.arange(len(own)).repeat(2).flip(0)
-    drawn = sampler.sample(users, 40, seed_generator(seed))
-    assert drawn.shape == (len(users), 40)
-    assert drawn.dtype == torch.int64
-    for user, row in zip(users.tolist(), drawn.tolist(), strict=True):
-        assert set(row) <= set(range(n_items)) - own[user]
-
-
-def test_every_unit_of_the_line_is_hit_exactly_once(monkeypatch):
-    # All values of the draw in turn: the items come out exactly as often as their weights say, so the
-    # distribution is exact, not only near.
-    own = [{1, 2, 5}, set(), {0, 6}, {3}, {0, 1, 2, 3, 4, 5}]
-    crow, items = csr(own)
-    weights = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0])
-    monkeypatch.setattr("recsys_lib.negatives._TOTAL_WEIGHT", 25)  # so that a weight is its number of units
-    for kind, weight in (("uniform", None), ("popularity", weights)):
-        sampler = NegativeSampler(crow, items, 7, kind, exponent=1.0, weights=weight)
-        units = torch.ones(7) if weight is None else weight
-        for user, mine in enumerate(own):
-            others = [i for i in range(7) if i not in mine]
-            total = int(units[others].sum())
-            monkeypatch.setattr(torch, "randint", lambda *_, t=total, **__: torch.arange(t)[None])
-            drawn = sampler.sample(torch.tensor([user]), total)
-            monkeypatch.undo()
-            monkeypatch.setattr("recsys_lib.negatives._TOTAL_WEIGHT", 25)
-            expected = torch.zeros(7)
-            expected[others] = units[others]
-            assert drawn[0].bincount(minlength=7).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("kind", ["uniform", "popularity"])
-def test_frequencies_are_the_probabilities_that_are_reported(kind):
-    own = [{0, 1}, {0, 4}, {0}, {0, 2}]
-    sampler = NegativeSampler(*csr(own), 6, kind)
-    users, everything = torch.arange(4), torch.arange(6).expand(4, 6)
-    probability = sampler.log_probability(everything, users).exp()  # (4, 6)
-    torch.testing.assert_close(probability.sum(1), torch.ones(4))
-    assert all(probability[u, i] == 0 for u, mine in enumerate(own) for i in mine)
-    n = 40_000
-    drawn = sampler.sample(users, n, seed_generator(0))
-    found = torch.stack([row.bincount(minlength=6) for row in drawn]) / n
-    assert (found - probability).abs().max() < 5 * (0.25 / n) ** 0.5  # five standard errors
-    catalog = sampler.log_probability(torch.arange(6)).exp()
-    torch.testing.assert_close(catalog.sum(), torch.tensor(1.0))
-
-
-def test_popularity_follows_the_counts_and_the_exponent():
-    own = [{0}, {0}, {0}, {0, 1}, {1}, set()]
-    for exponent in (0.0, 0.75, 1.0):
-        sampler = NegativeSampler(*csr(own), 3, "popularity", exponent=exponent)
-        expected = (
-            torch.tensor([5.0, 3.0, 1.0]) ** exponent
-        )  # counts 4, 2, 0 and the one that keeps items in play
-        torch.testing.assert_close(
-            sampler.log_probability(torch.arange(3)).exp(), expected / expected.sum(), rtol=1e-6, atol=1e-6
-        )
-
-
-def test_large_numbers_do_not_overflow():
-    # The leading digit of the last user, times the mass of the line, has to fit into 63 bits.
-    n_users, n_items = 200_000, 100_000
-    users = torch.arange(n_users)
-    items = (users * 7919) % n_items
-    sampler = NegativeSampler(torch.arange(n_users + 1), items, n_items, "popularity")
-    drawn = sampler.sample(users, 3, seed_generator(1))
-    assert ((drawn >= 0) & (drawn < n_items)).all()
-    assert (drawn != items[:, None]).all()
-    assert drawn.unique().numel() > 0.9 * n_items
-
-
-def test_the_same_seed_draws_the_same_and_leaves_the_global_state():
-    sampler = NegativeSampler(*csr([{0, 2}, {1}]), 9, "popularity")
-    before = torch.get_rng_state()
-    first = sampler.sample(torch.tensor([0, 1, 0]), 5, seed_generator(8))
-    assert torch.equal(first, sampler.sample(torch.tensor([0, 1, 0]), 5, seed_generator(8)))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(first, sampler.sample(torch.tensor([0, 1, 0]), 5, seed_generator(9)))
-
-
-def test_users_without_negatives_and_nonsense_are_refused():
-    crow, items = csr([{0, 1, 2}, {0}])
-    sampler = NegativeSampler(crow, items, 3)
-    with pytest.raises(ValueError, match="user 0 has all 3 items"):
-        sampler.sample(torch.tensor([1, 0]))
-    assert sampler.sample(torch.tensor([1, 1]), 4).shape == (2, 4)
-    with pytest.raises(ValueError, match='kind must be "uniform" or "popularity"'):
-        NegativeSampler(crow, items, 3, "random")
-    with pytest.raises(ValueError, match="distinct, ascending"):
-        NegativeSampler(crow, items.flip(0), 3)
-    with pytest.raises(ValueError, match="distinct, ascending"):
-        NegativeSampler(crow, items, 2)
-    with pytest.raises(ValueError, match="above zero"):
-        NegativeSampler(crow, items, 3, "popularity", weights=torch.tensor([1.0, 0.0, 1.0]))
-    with pytest.raises(ValueError, match="uniform negatives have none"):
-        NegativeSampler(crow, items, 3, weights=torch.ones(3))
-
-
-def test_a_catalog_without_any_positives_is_all_negatives():
-    sampler = NegativeSampler(torch.zeros(3, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 4)
-    assert set(sampler.sample(torch.tensor([0, 1]), 50, seed_generator(0)).flatten().tolist()) == {0, 1, 2, 3}
-    assert sampler.log_probability(torch.tensor([[1]]), torch.tensor([0])).exp().item() == pytest.approx(0.25)
-
-
 # Early stopping.
 
 
@@ -238,17 +56,97 @@ def test_early_stopping_keeps_and_restores_the_best_state():
     assert module.weight.item() == 1.0
 
 
-def test_early_stopping_wants_min_delta_and_ignores_nan():
+def test_early_stopping_ignores_nan():
     module = nn.Linear(1, 1)
-    stopping = EarlyStopping(patience=2, min_delta=0.1)
+    stopping = EarlyStopping(patience=2)
     assert not stopping.step(0.5, 0, module)
-    assert not stopping.step(0.55, 1, module)
+    assert not stopping.step(0.5, 1, module)
     assert stopping.step(float("nan"), 2, module)
     assert stopping.best == 0.5
     with pytest.raises(RuntimeError, match="diverged"):
         EarlyStopping().restore(module)
     with pytest.raises(ValueError, match="patience"):
         EarlyStopping(0)
+
+
+# The loop.
+
+
+class Slope(nn.Module):
+    """One weight that should become 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def losses(self, targets=((3.0, 2), (3.0, 1))):
+        for target, n in targets:
+            yield (self.weight - target).square(), n
+
+
+def test_the_loop_is_adam_on_the_losses_in_their_order():
+    model, peer = Slope(), Slope()
+    log, kept = train(model, model.losses, epochs=3, learning_rate=0.1, progress=False)
+    optimizer = torch.optim.Adam(peer.parameters(), lr=0.1)
+    expected = []
+    for _ in range(3):
+        total = 0.0
+        for n in (2, 1):
+            optimizer.zero_grad()
+            loss = (peer.weight - 3).square()
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * n
+        expected.append(total / 3)  # the mean over examples, not over batches
+    assert kept == 3
+    assert [entry["epoch"] for entry in log] == [1, 2, 3]
+    assert [entry["loss"] for entry in log] == pytest.approx(expected)
+    assert model.weight.item() == pytest.approx(peer.weight.item())
+
+
+def test_the_loop_stops_early_and_restores_the_best_look():
+    model, looks = Slope(), iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    weights = []
+
+    def measure() -> float:
+        weights.append(model.weight.item())
+        return next(looks)
+
+    look = Validation("figure", measure, every=2, patience=2)
+    log, kept = train(model, model.losses, epochs=50, learning_rate=0.1, validation=look, progress=False)
+    assert len(log) == 8
+    assert [entry.get("figure") for entry in log] == [None, 0.1, None, 0.3, None, 0.2, None, 0.3]
+    assert kept == 4
+    assert model.weight.item() == weights[1]
+
+
+def test_the_last_epoch_is_always_looked_at():
+    model, looks = Slope(), []
+    look = Validation("figure", lambda: looks.append(1) or float(len(looks)), every=4, patience=9)
+    log, kept = train(model, model.losses, epochs=6, learning_rate=0.1, validation=look, progress=False)
+    assert [entry["epoch"] for entry in log if "figure" in entry] == [4, 6]
+    assert kept == 6
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_loop(bad):
+    model = Slope()
+    with pytest.raises(FloatingPointError, match=r"slope: .*in epoch 1: training has diverged; lower.*=0\.1"):
+        train(
+            model,
+            lambda: model.losses([(3.0, 1), (bad, 1)]),
+            epochs=5,
+            learning_rate=0.1,
+            name="slope",
+            progress=False,
+        )
+
+
+def test_parameters_that_are_not_finite_after_the_last_step_stop_the_loop():
+    model = Slope()
+    model.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(FloatingPointError, match="a parameter is not finite in epoch 1"):
+        train(model, lambda: model.losses([(3.0, 1)]), epochs=1, learning_rate=0.1, progress=False)
 
 
 # The bar.

@@ -136,7 +136,7 @@ def test_a_failing_trial_names_its_parameters(split: Split) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"space": {"alhpa": [1.0]}}, "Mixture takes no alhpa; it takes self, alpha"),
+        ({"space": {"alhpa": [1.0]}}, "Mixture takes no alhpa; it takes alpha"),
         ({"space": {"alpha": []}}, "list of values"),
         ({"space": {"alpha": "abc"}}, "list of values"),
         ({"space": {"alpha": 0.5}}, "list of values"),

@@ -1,13 +1,12 @@
 """Rating prediction: biases and factors, with the uncertainty of each kept while they are learned."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
-from recsys_lib.devices import seed_generator
-from recsys_lib.models.base import Recommender, check_pairs
+from recsys_lib.devices import resolve_device, seed_generator
+from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.progress import progress_bar
 
 __all__ = ["BiasedMF"]
@@ -31,54 +30,40 @@ class BiasedMF(Recommender):
     genre and year. Without features, and for users, the prior mean is the average. So users and items
     without ratings get the prior: the average bias and the average vector.
 
-    Duplicate ratings count as separate observations. Memory is (n_users + n_items) dim^2 numbers.
+    ``predict`` gives expected ratings, within the range of those seen in ``fit``; ``score`` leaves them
+    unbounded, so that a ranking tells apart what would all get the highest rating.
 
-    Args:
-        dim: length of the vectors.
-        iterations: alternations.
-        feature_l2: ridge penalty of the regression on features.
-        item_features: (n_items, n_features) numbers; saved with the learned state, not with the
-            hyper-parameters.
-        seed: of the vectors' random start.
-        device: ``"auto"``, or the name of a device.
+    Duplicate ratings count as separate observations. Memory is (n_users + n_items) dim^2 numbers.
 
     Source: the model is Koren, Bell, Volinsky 2009, "Matrix Factorization Techniques for Recommender
     Systems", eq. 4; the learning Lim and Teh 2007, "Variational Bayesian Approach to Movie Rating
     Prediction"; features as the prior after Agarwal and Chen 2009, "Regression-based Latent Factor Models".
     """
 
-    state_arguments: ClassVar[tuple[str, ...]] = ("item_features",)
+    dim: int = option("length of the vectors", default=12, at_least=1)
+    epochs: int = option("alternations between users and items", default=50, at_least=1)
+    feature_l2: float = option("ridge penalty of the regression on features", default=1.0, above=0)
+    seed: int = option("of the vectors' random start", default=0)
+    item_features: Tensor | None = data(
+        "(n_items, n_features) numbers, kept with the learned state", default=None
+    )
 
-    mean: Tensor  # () float32
-    rating_range: Tensor  # (2,) float32, lowest and highest rating seen
-    item_features: Tensor | None  # (n_items, n_features) as given
-    user_bias: Tensor  # (n_users,)
-    item_bias: Tensor  # (n_items,)
-    user_factors: Tensor  # (n_users, dim)
-    item_factors: Tensor  # (n_items, dim)
+    mean: Tensor = learned("() float32")
+    rating_range: Tensor = learned("(2,) float32, lowest and highest rating seen")
+    user_bias: Tensor = learned("(n_users,)")
+    item_bias: Tensor = learned("(n_items,)")
+    user_factors: Tensor = learned("(n_users, dim)")
+    item_factors: Tensor = learned("(n_items, dim)")
 
-    def __init__(
-        self,
-        dim: int = 12,
-        iterations: int = 50,
-        feature_l2: float = 1.0,
-        item_features: Tensor | None = None,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        super().__init__()
-        if dim < 1 or iterations < 1:
-            raise ValueError(f"dim and iterations must be 1 or more, got {dim} and {iterations}")
-        if not feature_l2 > 0:
-            raise ValueError(f"feature_l2 must be above zero, got {feature_l2}")
-        self.dim, self.iterations, self.feature_l2, self.seed = dim, iterations, feature_l2, seed
-        features = None if item_features is None else torch.as_tensor(item_features).float()
-        self.register_buffer("item_features", features)
+    def __post_init__(self) -> None:
+        """Makes the features a buffer, so that they are saved and moved with the model."""
+        super().__post_init__()
+        features = self.item_features
+        del self.item_features
+        self.register_buffer("item_features", None if features is None else torch.as_tensor(features).float())
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
-        device = self._training_device(interactions)
-        events = interactions.to(device)
-        self.to(device)
+        events, device = interactions, interactions.items.device
         missing = int(events.ratings.isnan().sum())
         if missing:
             raise ValueError(
@@ -104,7 +89,7 @@ class BiasedMF(Recommender):
         )  # (n_items, 1 + f)
 
         noise = ratings.square().mean().clamp(min=_SMALLEST_VARIANCE)  # ()
-        for _ in progress_bar(range(self.iterations), "BiasedMF", enabled=progress):
+        for _ in progress_bar(range(self.epochs), "BiasedMF", enabled=progress):
             users.update(by_user, items, noise)
             users.learn_prior(user_features, self.feature_l2)
             error = items.update(by_item, users, noise)
@@ -135,25 +120,14 @@ class BiasedMF(Recommender):
         biases = self.mean + self.user_bias[users, None] + self.item_bias  # (B, n_items)
         return biases + self.user_factors[users] @ self.item_factors.mT
 
-    @torch.no_grad()
-    def predict(self, users: Tensor, items: Tensor) -> Tensor:
-        """The expected rating of each pair, within the range of ratings seen in ``fit``.
+    def _predict(self, users: Tensor, items: Tensor) -> Tensor:
+        """The expected rating of each pair, within the range of ratings seen in ``fit``: (N,)."""
+        product = (self.user_factors[users] * self.item_factors[items]).sum(dim=1)  # (N,)
+        rating = self.mean + self.user_bias[users] + self.item_bias[items] + product  # (N,)
+        return rating.clamp(self.rating_range[0], self.rating_range[1])
 
-        Args:
-            users: (B,) integer indices.
-            items: (B,) integer indices.
-
-        Returns:
-            (B,) float32 on the users' device.
-
-        Raises:
-            NotFittedError, TypeError, ValueError, IndexError: as ``score``, for users and for items.
-        """
-        users, items = check_pairs(self, users, items)
-        u, i = users.to(self.device), items.to(self.device)
-        product = (self.user_factors[u] * self.item_factors[i]).sum(dim=1)  # (B,)
-        rating = self.mean + self.user_bias[u] + self.item_bias[i] + product  # (B,)
-        return rating.clamp(self.rating_range[0], self.rating_range[1]).to(users.device)
+    def _place(self, interactions: Interactions) -> torch.device:
+        return resolve_device("auto")
 
 
 class _Observations:

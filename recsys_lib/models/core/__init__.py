@@ -1,0 +1,1 @@
+"""What the models are made of: the contract, options, files, checks, histories, training."""

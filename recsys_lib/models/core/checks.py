@@ -1,0 +1,105 @@
+"""What a model is asked about: users, items, histories, candidates. Each is checked once, here."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from recsys_lib.data import Interactions
+
+__all__ = ["check_catalog", "check_histories", "check_indices", "check_interactions"]
+
+
+def check_indices(indices: Tensor, n: int, what: str, *, ndim: int = 1, padding: bool = False) -> Tensor:
+    """Checks user or item indices and returns them as int64.
+
+    Args:
+        indices: (B,) integers, or of more dimensions.
+        n: how many users or items the model knows.
+        what: ``"user"`` or ``"item"``, for the message.
+        ndim: dimensions expected.
+        padding: -1 is allowed, and stands for nothing.
+
+    Raises:
+        TypeError: not a tensor of integers.
+        ValueError: another number of dimensions.
+        IndexError: an index that the model does not know.
+    """
+    if not isinstance(indices, Tensor):
+        raise TypeError(
+            f"{what}s must be a tensor of {what} indices, got {type(indices).__name__}; "
+            f"wrap it in torch.tensor"
+        )
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TypeError(f"{what}s must be integer indices, got {indices.dtype}")
+    if indices.ndim != ndim:
+        form = "one-dimensional" if ndim == 1 else f"{ndim}-dimensional"
+        raise ValueError(f"{what}s must be {form}, got shape {tuple(indices.shape)}")
+    indices = indices.long()
+    # A meta tensor has no values to check.
+    if indices.numel() and not indices.is_meta:
+        wrong = (indices < (-1 if padding else 0)) | (indices >= n)
+        if bool(wrong.any()):
+            raise IndexError(
+                f"{what} {int(indices[wrong][0])} is unknown: "
+                f"the model was fitted on {n} {what}s, 0 to {n - 1}"
+            )
+    return indices
+
+
+def check_histories(
+    histories: Sequence[Tensor | Sequence[int]], n_items: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Checks histories given as item indices and joins them.
+
+    Args:
+        histories: B lists or tensors, each (L_b,) integer item indices, oldest first; empty ones are allowed.
+        n_items: size of the catalog.
+        device: where the result lives if all histories are lists; else it is on the first tensor's.
+
+    Returns:
+        items (E,) int64, all histories one after another; lengths (B,) int64.
+
+    Raises:
+        TypeError: not a list of lists or tensors of integers.
+        ValueError: no history at all, or one that is not one-dimensional.
+        IndexError: an item that the model does not know.
+    """
+    if not isinstance(histories, Sequence):
+        raise TypeError(
+            f"histories must be a list with one history a user, itself a list or tensor of item indices; "
+            f"got {type(histories).__name__}"
+        )
+    if not histories:
+        raise ValueError("histories is empty; give at least one, which may itself be empty")
+    device = next((history.device for history in histories if isinstance(history, Tensor)), device)
+    checked = []
+    for history in histories:
+        try:
+            indices = torch.as_tensor(history, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"each history must be a list or tensor of item indices ({error})") from error
+        # torch.tensor([]) is float, and an empty history has nothing to misread.
+        empty = indices.ndim == 1 and not len(indices)
+        checked.append(indices.long() if empty else check_indices(indices, n_items, "item"))
+    lengths = torch.tensor([len(history) for history in checked], device=device)  # (B,)
+    return torch.cat(checked), lengths
+
+
+def check_interactions(interactions: object, where: str) -> None:
+    """Refuses what is not ``Interactions``; ``where`` names the method that was called."""
+    if not isinstance(interactions, Interactions):
+        raise TypeError(
+            f"{where} takes Interactions, got {type(interactions).__name__}; "
+            f"make them with Interactions.from_frame(frame)"
+        )
+
+
+def check_catalog(interactions: Interactions, n_users: int, n_items: int, where: str) -> None:
+    """Refuses events that count other users or items than the model."""
+    known, given = (n_users, n_items), (interactions.n_users, interactions.n_items)
+    if given != known:
+        raise ValueError(
+            f"{where}: the model was fitted on {known} users and items, the events count {given}; "
+            f"make them with the same user_ids and item_ids"
+        )

@@ -1,0 +1,182 @@
+"""Models that know a user by what the user did: the histories they keep, and scoring from any history."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from recsys_lib.data import Interactions
+from recsys_lib.data.ragged import (
+    DistinctEvents,
+    distinct_events,
+    offsets,
+    row_of_each,
+    run_starts,
+    sort_by,
+    take_rows,
+)
+from recsys_lib.models.core.checks import check_catalog, check_histories, check_interactions
+from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.options import learned, option
+
+__all__ = ["HistoryReader", "RecencyWeighted", "recency_weights"]
+
+_DAY = 86_400
+
+
+class HistoryReader(Recommender):
+    """A model to which a user is a history: it keeps one for each user of ``fit``, and reads any other.
+
+    A subclass implements ``_keep_histories``, which it also calls in ``_fit``, and ``score_histories``.
+    """
+
+    @abstractmethod
+    def _keep_histories(self, interactions: Interactions) -> object:
+        """Stores what ``score`` reads of every user."""
+
+    @abstractmethod
+    def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:
+        """Scores every item for users given by their histories: (B, n_items)."""
+
+    @torch.no_grad()
+    def update_histories(self, interactions: Interactions) -> Self:
+        """Replaces the histories that ``score`` reads. What was learned stays as it is.
+
+        For the time between two fits: new events count at once, at the cost of no training.
+
+        Args:
+            interactions: all events of all users, by the user and item indices of ``fit``. Users without
+                events get an empty history.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError: not ``Interactions``.
+            ValueError: they count other users or items than the model.
+        """
+        self._check_fitted()
+        where = f"{type(self).__name__}.update_histories"
+        check_interactions(interactions, where)
+        check_catalog(interactions, self.n_users, self.n_items, where)
+        self._keep_histories(interactions.to(self.device))
+        return self
+
+
+class RecencyWeighted(HistoryReader):
+    """A model of the set of a user's items, in which recent ones can weigh more.
+
+    Its scores are a function of the distinct items of a history and of their weights; the order counts only
+    through these. It keeps the histories of the users it was fitted on, and scores those of anyone else.
+    Users without events have an empty history.
+
+    A subclass calls ``_keep_histories`` in ``_fit`` and implements ``_score_histories``.
+    """
+
+    recency: float = option(
+        "exponent of the power law by which older events count less; 0 counts all alike",
+        default=0.0,
+        at_least=0,
+    )
+    half_life_days: float | None = option(
+        "age in days, before the user's last event, at which an event counts half", default=None, above=0
+    )
+
+    history_crow: Tensor = learned("(n_users + 1,) int64 offsets")
+    history_items: Tensor = learned("(E,) int64, distinct items, user after user")
+    history_weights: Tensor = learned("(E,) float32")
+
+    def _keep_histories(self, interactions: Interactions) -> DistinctEvents:
+        """Stores every user's distinct items and their weights; returns them."""
+        users, items, times = interactions.users, interactions.items, interactions.timestamps
+        events = distinct_events(users, items, times, interactions.n_users, interactions.n_items)
+        self._keep("history_crow", events.crow)
+        self._keep("history_items", events.items)
+        self._keep("history_weights", recency_weights(events, self.recency, self.half_life_days))
+        return events
+
+    @abstractmethod
+    def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:
+        """Scores B histories: crow (B + 1,), items (E,) and weights (E,) float32 -> (B, n_items)."""
+
+    def _score(self, users: Tensor) -> Tensor:
+        place, _ = take_rows(self.history_crow, users)  # (E,)
+        crow = offsets(self.history_crow.diff()[users])  # (B + 1,)
+        return self._score_histories(crow, self.history_items[place], self.history_weights[place])
+
+    @torch.no_grad()
+    def score_histories(
+        self,
+        histories: Sequence[Tensor | Sequence[int]],
+        timestamps: Sequence[Tensor | Sequence[int]] | None = None,
+    ) -> Tensor:
+        """Scores every item for users given by their histories, known to the model or not.
+
+        Args:
+            histories: B lists or tensors of item indices, each (L_b,) oldest first; may be empty. Repeats
+                count once, at their last place.
+            timestamps: B lists or tensors of seconds, each (L_b,), when the events happened. Without them
+                the order stands in: every event is later than the one before it. A model with
+                ``half_life_days`` needs them.
+
+        Returns:
+            (B, n_items) float32 on the histories' device; for lists of numbers, on the model's.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError, ValueError, IndexError: histories that are no lists of known items, or timestamps that
+                do not match them.
+        """
+        self._check_fitted()
+        items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
+        if timestamps is None:
+            if self.half_life_days is not None:
+                raise ValueError(
+                    f"this {type(self).__name__} forgets by the clock, half_life_days={self.half_life_days}: "
+                    f"give the events' timestamps"
+                )
+            times = torch.arange(len(items), device=items.device)  # (E,)
+        else:
+            if [len(t) for t in timestamps] != [len(history) for history in histories]:
+                raise ValueError("timestamps must have one entry for each item of each history")
+            given = [torch.as_tensor(t, dtype=torch.int64, device=items.device) for t in timestamps]
+            times = torch.cat(given)  # (E,)
+        row = row_of_each(offsets(lengths))  # (E,)
+        events = distinct_events(row, items, times, len(lengths), self.n_items)
+        weights = recency_weights(events, self.recency, self.half_life_days)  # (E',)
+        scores = self._score_histories(
+            events.crow.to(self.device), events.items.to(self.device), weights.to(self.device)
+        )  # (B, n_items)
+        return scores.to(device=items.device, dtype=torch.float32)
+
+
+def recency_weights(events: DistinctEvents, recency: float, half_life_days: float | None) -> Tensor:
+    """How much each event still says about its user's taste.
+
+        weight = (1 + number of the user's events that came strictly later) ** -recency
+                 * 0.5 ** (days before the user's last event / half_life_days)
+
+    The first factor forgets by events, the second by the clock; with 0 and None every event weighs 1.
+    Events of the same second weigh the same, so that no order among them is made up. A user's last event
+    always weighs 1, so the weights do not shrink with the time since then.
+
+    Returns:
+        (E,) float32.
+    """
+    weights = torch.ones(len(events.items), dtype=torch.float32, device=events.items.device)  # (E,)
+    if not len(weights) or (recency == 0.0 and half_life_days is None):
+        return weights
+    order = sort_by(events.users, events.timestamps)  # (E,)
+    users, timestamps = events.users[order], events.timestamps[order]  # (E,)
+    if recency != 0.0:
+        second = run_starts(users, timestamps).cumsum(0) - 1  # (E,) the tied group of each event
+        end = torch.bincount(second).cumsum(0)[second]  # (E,) where the event's second ends
+        later = events.crow[users + 1] - end  # (E,)
+        weights *= (1 + later).float() ** -recency
+    if half_life_days is not None:
+        last = timestamps[events.crow[users + 1] - 1]  # (E,)
+        weights *= 0.5 ** ((last - timestamps).float() / (_DAY * half_life_days))
+    return torch.empty_like(weights).scatter_(0, order, weights)

@@ -1,0 +1,123 @@
+"""Models that are trained by gradient descent: everything but what they are and what they minimize."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from recsys_lib.data import Interactions
+from recsys_lib.devices import resolve_device, seed_generator
+from recsys_lib.metrics import ndcg
+from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.options import learned, option
+from recsys_lib.ranking import HeldOut, Scorer, seen_in, top_lists
+from recsys_lib.training import Validation, train
+
+__all__ = ["TrainedRecommender", "validation_ndcg"]
+
+Examples = TypeVar("Examples")
+
+_CUTOFF = 10  # of the NDCG on which training stops
+_USERS_AT_ONCE = 1024
+
+
+class TrainedRecommender(Recommender, Generic[Examples]):
+    """A model whose parameters are learned from examples by Adam, in epochs.
+
+    With a validation set, training stops when NDCG@10 on it has not grown for ``patience`` checks, and the
+    best state is restored. ``best_epoch`` says when that was: the number of ``epochs`` for a refit on all
+    data.
+
+    A subclass makes its parameters in ``build`` and implements
+
+    - ``prepare(events, generator)``: gives them their first values, and returns the examples to learn from;
+    - ``losses(examples, generator)``: one epoch, the loss of each batch in turn.
+
+    Attributes:
+        log: one dictionary an epoch: its number, the mean loss, and NDCG@10 where it was checked.
+        best_epoch: the epoch whose state was kept.
+    """
+
+    epochs: int = option("passes over the examples, at most", default=50, at_least=1)
+    learning_rate: float = option("of Adam", default=0.001, above=0)
+    batch_size: int = option("examples in a step", default=2048, at_least=1)
+    patience: int = option(
+        "checks on validation without improvement before training stops", default=5, at_least=1
+    )
+    check_every: int = option("epochs between checks on validation", default=4, at_least=1)
+    seed: int = option("of everything random", default=0)
+
+    log: list[dict[str, float]] = learned("one dictionary an epoch")
+    best_epoch: int = learned("the epoch whose state was kept")
+
+    def __post_init__(self) -> None:
+        """Starts with an empty log."""
+        super().__post_init__()
+        self.log, self.best_epoch = [], 0
+
+    @abstractmethod
+    def prepare(self, events: Interactions, generator: torch.Generator) -> Examples:
+        """Sets the parameters' first values and makes the examples.
+
+        Args:
+            events: training events, on the model's device.
+            generator: of random numbers, on that device.
+
+        Returns:
+            Whatever ``losses`` learns from.
+        """
+
+    @abstractmethod
+    def losses(self, examples: Examples, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
+        """One epoch: yields for each batch its loss (), and how many examples it is the mean of.
+
+        Each is computed when it is asked for, after the step that the one before has led to.
+        """
+
+    def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
+        generator = seed_generator(self.seed, interactions.items.device)
+        examples = self.prepare(interactions, generator)
+        look = None
+        if validation is not None:
+            held_out = _to_find(validation, interactions)
+            look = Validation(
+                f"ndcg@{_CUTOFF}",
+                lambda: validation_ndcg(self, held_out, interactions),
+                self.check_every,
+                self.patience,
+            )
+        self.log, self.best_epoch = train(
+            self,
+            lambda: self.losses(examples, generator),
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            validation=look,
+            name=type(self).__name__,
+            progress=progress,
+        )
+
+    def _place(self, interactions: Interactions) -> torch.device:
+        return resolve_device("auto")
+
+
+def validation_ndcg(model: Scorer, held_out: HeldOut, seen: Interactions) -> float:
+    """Mean NDCG@10 of lists without what was seen: the evaluation's quantity, without its extras."""
+    k = min(_CUTOFF, model.n_items)
+    items, _ = top_lists(
+        model, held_out.users, k, seen_in(seen), batch_size=_USERS_AT_ONCE, progress=False
+    )  # (U, k)
+    return float(ndcg(held_out.hits(items), held_out.n_relevant).mean())
+
+
+def _to_find(validation: Interactions, seen: Interactions) -> HeldOut:
+    """What validation holds out, or an error in the words of ``fit``."""
+    if not len(validation):
+        raise ValueError("the validation set has no events")
+    try:
+        return HeldOut.of(validation, seen)
+    except ValueError as error:
+        raise ValueError(
+            "nothing is held out: every validation item is among its user's training events"
+        ) from error
