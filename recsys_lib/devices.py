@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["isolated_rng", "resolve_device", "seed_generator"]
+__all__ = ["in_float32", "isolated_rng", "resolve_device", "seed_generator"]
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -55,6 +55,24 @@ def seed_generator(seed: int, device: str | torch.device = "cpu") -> torch.Gener
     generator = torch.Generator(device=resolve_device(device))
     generator.manual_seed(int(seed))
     return generator
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Runs a block, or a function that it decorates, with float32 as torch's default type, then puts it back.
+
+    What a model keeps is float32. A tensor made beside it without a type must be so too, also in a program
+    that has set another default for its own work.
+    """
+    default = torch.get_default_dtype()
+    if default == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from recsys_lib.progress import progress_bar
 
 __all__ = [
     "HeldOut",
+    "LeftOut",
     "Scorer",
+    "only",
     "rank_candidates",
     "rank_topk",
     "score_batches",
@@ -166,6 +168,23 @@ def seen_in(interactions: Interactions) -> LeftOut:
         return row, items[place]
 
     return pairs
+
+
+def only(allowed: Tensor, left_out: LeftOut | None = None) -> LeftOut:
+    """Leaves out all but the allowed items, and of these what else is to be left out.
+
+    Args:
+        allowed: (n_items,) bool.
+        left_out: says what else is; see ``seen_in``.
+    """
+
+    def mask(users: Tensor) -> tuple[Tensor]:
+        refused = (~allowed).repeat(len(users), 1)  # (b, n_items)
+        if left_out is not None:
+            refused[tuple(index.to(refused.device) for index in left_out(users))] = True
+        return (refused,)
+
+    return mask
 
 
 def score_batches(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from recsys_lib.progress import progress_bar
 
-__all__ = ["EarlyStopping", "Validation", "batches", "train"]
+__all__ = ["EarlyStopping", "Training", "Validation", "batches", "train"]
 
 Losses = Callable[[], Iterable[tuple[Tensor, int]]]
 """One epoch: for each batch its loss (), and the number of examples that it is the mean of."""
@@ -98,6 +99,22 @@ class Validation:
     patience: int
 
 
+@dataclass(frozen=True)
+class Training:
+    """What ``train`` did.
+
+    Attributes:
+        log: one dictionary an epoch: its number, the mean loss, and the validation's figure where it was
+            looked at. The last one may be of an epoch that was cut short.
+        best_epoch: the epoch whose state was kept.
+        stopped_by: ``"epochs"``, ``"patience"``, ``"time"``, ``"interrupt"``, or ``"nothing to learn"``.
+    """
+
+    log: list[dict[str, float]]
+    best_epoch: int
+    stopped_by: str
+
+
 def train(
     module: nn.Module,
     losses: Losses,
@@ -105,10 +122,13 @@ def train(
     epochs: int,
     learning_rate: float,
     validation: Validation | None = None,
+    max_seconds: float | None = None,
     name: str = "training",
     progress: bool = True,
-) -> tuple[list[dict[str, float]], int]:
+) -> Training:
     """Minimizes a loss by Adam, epoch by epoch, and keeps the best state.
+
+    Ctrl-C ends training as ``max_seconds`` does: after the step under way, with what was learned so far.
 
     Args:
         module: whose parameters are trained.
@@ -116,48 +136,78 @@ def train(
         epochs: passes, at most.
         learning_rate: of Adam (Kingma and Ba 2015).
         validation: with it training stops early, and the state of the best look is restored.
+        max_seconds: when to stop; a last look is taken then. None sets no limit.
         name: of what is trained, for the bar and the errors.
         progress: show a bar.
 
     Returns:
-        The log, one dictionary an epoch with its number, the mean loss, and the validation's figure where it
-        was looked at; and the epoch whose state was kept. Without examples an empty log and 0, and a warning.
+        A ``Training``. Without examples its log is empty, and there is a warning.
 
     Raises:
         FloatingPointError: the loss or a parameter is no longer finite.
+        KeyboardInterrupt: Ctrl-C before the first step was done.
     """
     parameters = list(module.parameters())
     device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=device.type != "mps")
     stopping = EarlyStopping(1 if validation is None else validation.patience)
+    deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     log: list[dict[str, float]] = []
+    stopped_by, epoch = "epochs", 0
     for epoch in progress_bar(range(1, epochs + 1), name, enabled=progress):
         total, n_examples = torch.zeros((), device=device), 0
-        for loss, n in losses():
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * n
-            n_examples += n
-        if not n_examples:
+        try:
+            for loss, n in losses():
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * n
+                n_examples += n
+                if time.monotonic() > deadline:
+                    stopped_by = "time"
+                    break
+        except KeyboardInterrupt:
+            if not (log or n_examples):
+                raise  # there is nothing to keep
+            stopped_by = "interrupt"
+        if n_examples:
+            entry = {"epoch": float(epoch), "loss": float(total) / n_examples}
+            log.append(entry)
+            _refuse_divergence(entry["loss"], parameters, epoch, name, learning_rate)
+        elif stopped_by == "epochs":
             warnings.warn(
                 f"{name}: there is nothing to learn from, so the parameters keep their first values; "
                 f"is there a user who does not have every item?",
                 stacklevel=2,
             )
-            return [], 0
-        entry = {"epoch": float(epoch), "loss": float(total) / n_examples}
-        log.append(entry)
-        _refuse_divergence(entry["loss"], parameters, epoch, name, learning_rate)
-        if validation is None or (epoch % validation.every and epoch < epochs):
-            continue
-        entry[validation.name] = validation.measure()
-        if stopping.step(entry[validation.name], epoch, module):
+            return Training([], 0, "nothing to learn")
+        if stopped_by == "interrupt":
             break
-    if validation is None:
-        return log, epochs
-    stopping.restore(module)
-    return log, stopping.best_step
+        last = epoch == epochs or stopped_by == "time"
+        if validation is not None and (last or epoch % validation.every == 0):
+            try:
+                entry[validation.name] = validation.measure()
+            except KeyboardInterrupt:
+                stopped_by = "interrupt"
+                break
+            if stopping.step(entry[validation.name], epoch, module):
+                stopped_by = "patience"
+        if stopped_by != "epochs":
+            break
+    if stopped_by in ("time", "interrupt"):
+        warnings.warn(
+            f"{name}: stopped by {_STOPPED[stopped_by]} in epoch {epoch} of {epochs}; the best is kept",
+            stacklevel=2,
+        )
+    if stopping.best_step:
+        stopping.restore(module)
+        return Training(log, stopping.best_step, stopped_by)
+    if validation is not None and stopped_by != "interrupt":
+        stopping.restore(module)  # raises: no look gave a finite figure
+    return Training(log, int(log[-1]["epoch"]), stopped_by)
+
+
+_STOPPED = {"time": "max_seconds", "interrupt": "Ctrl-C"}
 
 
 def _refuse_divergence(

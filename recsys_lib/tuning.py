@@ -111,6 +111,8 @@ def tune(
             # A model of one's own need not know where it runs.
             where: Any = {"device": device, "progress": False} if isinstance(model, Recommender) else {}
             model = model.fit(split.train, **where)
+            if getattr(model, "stopped_by", "") == "interrupt":
+                raise KeyboardInterrupt  # a trial cut short must not be judged as if it were whole
             fit_seconds = time.perf_counter() - fit_started
             report = evaluate(
                 model, split.validation, seen=split.train, k=k, metrics=[name], seed=seed, progress=False

@@ -8,6 +8,7 @@ from recsys_lib.devices import resolve_device, seed_generator
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.progress import progress_bar
+from recsys_lib.similarity import cosine
 
 __all__ = ["BiasedMF"]
 
@@ -125,6 +126,9 @@ class BiasedMF(Recommender):
         product = (self.user_factors[users] * self.item_factors[items]).sum(dim=1)  # (N,)
         rating = self.mean + self.user_bias[users] + self.item_bias[items] + product  # (N,)
         return rating.clamp(self.rating_range[0], self.rating_range[1])
+
+    def _similarities(self, items: Tensor) -> Tensor:
+        return cosine(self.item_factors[items], self.item_factors)  # (B, n_items)
 
     def _place(self, interactions: Interactions) -> torch.device:
         return resolve_device("auto")

@@ -13,6 +13,7 @@ from recsys_lib.losses import bce_loss, bpr_loss, softmax_loss
 from recsys_lib.models.core.options import data, learned, option, preset
 from recsys_lib.models.core.trained import TrainedRecommender
 from recsys_lib.negatives import HardestOf, NegativeSampler, Sampler
+from recsys_lib.similarity import cosine
 from recsys_lib.training import batches
 
 __all__ = ["BPR", "MatrixFactorization", "Positives"]
@@ -116,6 +117,9 @@ class MatrixFactorization(TrainedRecommender[Positives]):
 
     def _predict(self, users: Tensor, items: Tensor) -> Tensor:
         return self._pair_scores(users, items[:, None]).squeeze(1)  # (N,)
+
+    def _similarities(self, items: Tensor) -> Tensor:
+        return cosine(self.item_factors[items], self.item_factors)  # (B, n_items)
 
     def _score(self, users: Tensor) -> Tensor:
         return self.user_factors[users] @ self.item_factors.mT + self.item_bias  # (B, n_items)

@@ -14,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
+import recsys_lib
 from recsys_lib.data import Interactions, leave_last_out, random_split
 from recsys_lib.data.ragged import distinct_events
 from recsys_lib.devices import seed_generator
@@ -35,7 +36,7 @@ from recsys_lib.models.core import saving
 from recsys_lib.models.core.checks import check_histories
 from recsys_lib.models.core.histories import recency_weights
 from recsys_lib.models.core.options import learned, option
-from recsys_lib.models.core.saving import CONFIG_FILE, WEIGHTS_FILE
+from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 from recsys_lib.models.core.trained import validation_ndcg
 from recsys_lib.negatives import NegativeSampler
 from recsys_lib.ranking import HeldOut
@@ -674,9 +675,85 @@ def test_loading_by_name_asks_the_hub(saved, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
     monkeypatch.setattr(saving, "hf_hub_download", download)
+    monkeypatch.setattr(saving, "_hub_answers", lambda: True)
     model = BPR.from_pretrained("someone/a-model", revision="v2")
     assert (everyone(model) == everyone(BPR.from_pretrained(saved))).all()
-    assert asked == [("someone/a-model", CONFIG_FILE, "v2"), ("someone/a-model", WEIGHTS_FILE, "v2")]
+    assert {name for name, *_ in asked} == {"someone/a-model"}
+    assert {file for _, file, _ in asked} == {CONFIG_FILE, WEIGHTS_FILE, *IDS_FILES.values()}
+    assert {revision for *_, revision in asked} == {"v2"}
+    again = recsys_lib.load("someone/a-model", revision="v2")
+    assert (everyone(again) == everyone(model)).all()
+
+
+def test_a_folder_that_is_not_there_is_named_at_once(saved, monkeypatch):
+    monkeypatch.setattr(saving, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(saved.parent)
+    with pytest.raises(FileNotFoundError, match=r"bpr/typo is not a folder"):
+        BPR.from_pretrained("bpr/typo")
+    with pytest.raises(FileNotFoundError, match=r"tpyo is not a folder; .* \. holds bpr"):
+        recsys_lib.load("./tpyo")
+    monkeypatch.undo()
+    # Where the hub cannot be reached, the folder is named, without half a minute of tries.
+    monkeypatch.setattr(saving, "_hub_answers", lambda: False)
+    for load in (recsys_lib.load, BPR.from_pretrained):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder models/typo in .*cannot be reached"):
+            load("models/typo")
+
+
+def test_ids_come_back_in_their_own_type(tmp_path):
+    for ids in (["007", "010"], [7, 10], [1.5, 2.5], pd.to_datetime(["2020-01-01", "2021-01-01"])):
+        frame = pd.DataFrame({"user_id": ids, "item_id": ids})
+        model = Popularity().fit(Interactions.from_frame(frame))
+        model.save_pretrained(tmp_path)
+        loaded = recsys_lib.load(tmp_path)
+        assert loaded.item_ids.equals(model.item_ids)
+        assert loaded.item_ids.dtype == model.item_ids.dtype
+
+
+def test_ids_that_are_missing_or_damaged(saved):
+    (saved / "item_ids.parquet").write_bytes(b"half a fi")
+    with pytest.raises(ValueError, match=r"item_ids\.parquet is damaged"):
+        BPR.from_pretrained(saved)
+    pd.DataFrame({"id": [1, 2, 3]}).to_parquet(saved / "item_ids.parquet")
+    with pytest.raises(ValueError, match="holds 3 ids for a model of 12"):
+        BPR.from_pretrained(saved)
+    for name in ("item_ids", "user_ids"):
+        (saved / f"{name}.parquet").unlink()
+    model = BPR.from_pretrained(saved)  # saved by a version that did not keep them
+    assert model.item_ids is None
+    assert model.recommend(torch.tensor([0]), k=2)[0].shape == (1, 2)
+    with pytest.raises(ValueError, match="this BPR was saved without the ids"):
+        model.recommend_frame([0])
+
+
+def test_a_class_that_is_not_here_is_named(saved):
+    edit(saved, model_class="Unheard")
+    with pytest.raises(ValueError, match="holds a Unheard, which is no model of this library"):
+        recsys_lib.load(saved)
+
+
+def test_a_budget_of_time_and_an_interrupt_reach_a_fit(monkeypatch):
+    inter = random_events(3)
+    with pytest.warns(UserWarning, match="stopped by max_seconds"):
+        model = BPR(dim=4, epochs=10_000_000).fit(inter, max_seconds=0.05, progress=False)
+    assert model.stopped_by == "time"
+    assert len(model.log) < 10_000_000
+    with pytest.raises(ValueError, match="max_seconds must be above 0"):
+        model.fit(inter, max_seconds=0)
+    steps = iter(range(100))
+    plain = BPR.objective
+
+    def press(self, *arguments):
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(BPR, "objective", press)
+    with pytest.warns(UserWarning, match="stopped by Ctrl-C"):
+        model = BPR(dim=4, epochs=50, batch_size=32).fit(inter, progress=False)
+    assert model.fitted
+    assert model.stopped_by == "interrupt"
+    assert np.isfinite(everyone(model)).all()
 
 
 def test_hyper_parameters_can_be_replaced_while_loading(saved):

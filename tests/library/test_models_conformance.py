@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 import torch
 
+import recsys_lib
 from recsys_lib import models
 from recsys_lib.data import Interactions, leave_last_out
 from recsys_lib.evaluation import evaluate
@@ -43,7 +44,7 @@ from recsys_lib.models import (
     TfidfContent,
     UserKNN,
 )
-from recsys_lib.models.core.saving import CONFIG_FILE, WEIGHTS_FILE
+from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 
 REFERENCES = Path(__file__).with_name("references.json")
 
@@ -397,7 +398,12 @@ def test_a_copy_is_a_model_of_its_own(fitted):
 def test_saving_and_loading_gives_the_same_scores(fitted, tmp_path):
     model, _ = fitted
     model.save_pretrained(tmp_path / "model")
-    assert {p.name for p in (tmp_path / "model").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "README.md"}
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {
+        CONFIG_FILE,
+        WEIGHTS_FILE,
+        "README.md",
+        *IDS_FILES.values(),
+    }
     loaded = type(model).from_pretrained(tmp_path / "model")
     assert same(everyone(loaded), everyone(model), model)
     assert loaded.config == model.config
@@ -503,6 +509,82 @@ def test_the_guard_of_devices_works(explicit_devices):
         namespace["slip"](device="cpu")
         with pytest.raises(AssertionError, match="zeros without a device"):
             namespace["slip"]()
+
+
+# What the caller's program is in the middle of.
+
+
+def test_the_callers_modes_and_types_do_not_reach_a_fit(case, fitted, fit):
+    model, inter = fitted
+    expected = everyone(model)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            again = fit(case.make(TEXTS), inter)
+            assert same(everyone(again), expected, model)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = fit(case.make(TEXTS), inter)
+        scores = other.score(torch.arange(N_USERS))
+        assert scores.dtype == torch.float32
+        assert same(scores, expected, model)
+        if isinstance(other, HistoryReader):
+            other.update_histories(inter)
+            read(other, inter)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("convert", ["half", "double", "bfloat16"])
+def test_a_model_of_another_type_still_answers(case, fitted, convert):
+    model, inter = fitted
+    converted = getattr(copy.deepcopy(model), convert)()
+    scores = everyone(converted)
+    assert scores.dtype == torch.float32
+    # What was learned is rounded; what was counted is not.
+    tolerance = {"half": 0.05, "bfloat16": 0.3, "double": 1e-4}[convert]
+    scale = everyone(model).abs().max().clamp(min=1)
+    assert ((scores - everyone(model)).abs() < tolerance * scale).all()
+    assert converted.recommend(torch.arange(3), k=2, exclude=inter)[0].shape == (3, 2)
+    if isinstance(converted, HistoryReader):
+        read(converted, inter)
+    converted.fit(inter, progress=False)
+    assert all(p.dtype == torch.float32 for p in converted.parameters())
+
+
+# Ids of the caller's own.
+
+
+def named(inter: Interactions) -> Interactions:
+    """The same events of users and items with names."""
+    users, items = (
+        pd.Index([f"{kind}{i:03}" for i in range(n)]) for kind, n in (("C", N_USERS), ("", N_ITEMS))
+    )
+    return dataclasses.replace(inter, user_ids=users, item_ids=items)
+
+
+def test_lists_in_the_callers_ids(case, fit, tmp_path):
+    inter = named(events(case))
+    model = fit(case.make(TEXTS), inter)
+    model.save_pretrained(tmp_path / "model")
+    loaded = recsys_lib.load(tmp_path / "model")
+    assert type(loaded) is type(model)
+    assert loaded.user_ids.equals(inter.user_ids)
+    assert loaded.item_ids.equals(inter.item_ids)
+    frame = loaded.recommend_frame(["C004", "C000"], k=3, exclude=inter)
+    items, scores = model.recommend(torch.tensor([4, 0]), 3, exclude=inter)
+    assert frame["user_id"].tolist() == ["C004"] * 3 + ["C000"] * 3
+    assert frame["rank"].tolist() == [1, 2, 3] * 2
+    assert frame["item_id"].tolist() == [f"{i:03}" for i in items.flatten().tolist()]
+    assert frame["score"].tolist() == pytest.approx(scores.flatten().tolist(), rel=1e-4, abs=1e-5)
+    # Data read apart, with as many users and items but other ids, are not of this model.
+    with pytest.raises(ValueError, match=r"item 0 of the model is '000', that of the events is 0"):
+        model.recommend(
+            torch.tensor([0]), exclude=dataclasses.replace(inter, item_ids=pd.RangeIndex(N_ITEMS))
+        )
+    if isinstance(model, HistoryReader):
+        with pytest.raises(ValueError, match="user 0 of the model is 'C000'"):
+            model.update_histories(dataclasses.replace(inter, user_ids=pd.RangeIndex(N_USERS)))
 
 
 # Histories that go on after the fit.
@@ -775,5 +857,11 @@ def test_impossible_lists_are_refused(fitted):
         model.recommend(torch.tensor([0]), k=N_ITEMS + 1)
     with pytest.raises(ValueError, match="got 0"):
         model.recommend(torch.tensor([0]), k=0)
-    with pytest.raises(ValueError, match="one data set"):
+    for k in (2.0, True, None, "2"):
+        with pytest.raises(TypeError, match="k must be a whole number"):
+            model.recommend(torch.tensor([0]), k=k)
+    assert model.recommend(torch.tensor([0]), k=np.int64(2))[0].shape == (1, 2)
+    with pytest.raises(TypeError, match=r"recommend\(exclude=\.\.\.\) takes Interactions, got Tensor"):
+        model.recommend(torch.tensor([0]), exclude=torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"exclude=.*the events count \(1, 1\)"):
         model.recommend(torch.tensor([0]), k=1, exclude=tiny([0], [0]))

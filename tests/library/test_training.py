@@ -86,7 +86,8 @@ class Slope(nn.Module):
 
 def test_the_loop_is_adam_on_the_losses_in_their_order():
     model, peer = Slope(), Slope()
-    log, kept = train(model, model.losses, epochs=3, learning_rate=0.1, progress=False)
+    done = train(model, model.losses, epochs=3, learning_rate=0.1, progress=False)
+    log, kept = done.log, done.best_epoch
     optimizer = torch.optim.Adam(peer.parameters(), lr=0.1)
     expected = []
     for _ in range(3):
@@ -113,7 +114,9 @@ def test_the_loop_stops_early_and_restores_the_best_look():
         return next(looks)
 
     look = Validation("figure", measure, every=2, patience=2)
-    log, kept = train(model, model.losses, epochs=50, learning_rate=0.1, validation=look, progress=False)
+    done = train(model, model.losses, epochs=50, learning_rate=0.1, validation=look, progress=False)
+    log, kept = done.log, done.best_epoch
+    assert done.stopped_by == "patience"
     assert len(log) == 8
     assert [entry.get("figure") for entry in log] == [None, 0.1, None, 0.3, None, 0.2, None, 0.3]
     assert kept == 4
@@ -123,7 +126,8 @@ def test_the_loop_stops_early_and_restores_the_best_look():
 def test_the_last_epoch_is_always_looked_at():
     model, looks = Slope(), []
     look = Validation("figure", lambda: looks.append(1) or float(len(looks)), every=4, patience=9)
-    log, kept = train(model, model.losses, epochs=6, learning_rate=0.1, validation=look, progress=False)
+    done = train(model, model.losses, epochs=6, learning_rate=0.1, validation=look, progress=False)
+    log, kept = done.log, done.best_epoch
     assert [entry["epoch"] for entry in log if "figure" in entry] == [4, 6]
     assert kept == 6
 
@@ -147,6 +151,92 @@ def test_parameters_that_are_not_finite_after_the_last_step_stop_the_loop():
     model.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(FloatingPointError, match="a parameter is not finite in epoch 1"):
         train(model, lambda: model.losses([(3.0, 1)]), epochs=1, learning_rate=0.1, progress=False)
+
+
+# Stopped from outside.
+
+
+class Interrupted(Slope):
+    """Presses Ctrl-C before a step, counted over all epochs."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.steps = at, 0
+
+    def losses(self):
+        for loss, n in super().losses():
+            if self.steps == self.at:
+                raise KeyboardInterrupt
+            self.steps += 1
+            yield loss, n
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_interrupt_keeps_what_was_learned(at):
+    model, peer = Interrupted(at), Slope()
+    with pytest.warns(UserWarning, match=r"stopped by Ctrl-C in epoch \d of 9; the best is kept"):
+        done = train(model, model.losses, epochs=9, learning_rate=0.1, progress=False)
+    assert done.stopped_by == "interrupt"
+    optimizer = torch.optim.Adam(peer.parameters(), lr=0.1)
+    for _ in range(at):
+        optimizer.zero_grad()
+        (peer.weight - 3).square().backward()
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(peer.weight.item())
+    assert done.best_epoch == len(done.log) == -(-at // 2)  # two steps an epoch, the last perhaps cut short
+
+
+def test_an_interrupt_restores_the_best_look():
+    model, weights = Interrupted(at=7), []
+    look = Validation("figure", lambda: weights.append(model.weight.item()) or -float(len(weights)), 1, 9)
+    with pytest.warns(UserWarning, match="Ctrl-C"):
+        done = train(model, model.losses, epochs=9, learning_rate=0.1, validation=look, progress=False)
+    assert len(weights) == 3  # three whole epochs were looked at, the first was best
+    assert done.best_epoch == 1
+    assert model.weight.item() == weights[0]
+
+
+def test_an_interrupt_during_a_look_keeps_the_best_so_far():
+    model, weights = Slope(), []
+
+    def measure() -> float:
+        if len(weights) == 2:
+            raise KeyboardInterrupt
+        weights.append(model.weight.item())
+        return float(len(weights))
+
+    look = Validation("figure", measure, every=1, patience=9)
+    with pytest.warns(UserWarning, match="Ctrl-C in epoch 3"):
+        done = train(model, model.losses, epochs=9, learning_rate=0.1, validation=look, progress=False)
+    assert (done.best_epoch, done.stopped_by) == (2, "interrupt")
+    assert model.weight.item() == weights[1]
+
+
+def test_an_interrupt_before_the_first_step_is_passed_on():
+    model = Interrupted(at=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, model.losses, epochs=9, learning_rate=0.1, progress=False)
+
+
+def test_a_time_budget_ends_training_after_the_step_under_way(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("recsys_lib.training.time.monotonic", lambda: float(next(clock)))
+    model, looks = Slope(), []
+    look = Validation("figure", lambda: looks.append(model.weight.item()) or 1.0, every=4, patience=9)
+    with pytest.warns(UserWarning, match="stopped by max_seconds in epoch 2 of 50"):
+        done = train(
+            model,
+            model.losses,
+            epochs=50,
+            learning_rate=0.1,
+            validation=look,
+            max_seconds=2.5,
+            progress=False,
+        )
+    assert done.stopped_by == "time"
+    assert [entry.get("figure") for entry in done.log] == [None, 1.0]  # a last look is taken
+    assert looks == [model.weight.item()]
+    assert done.best_epoch == 2
 
 
 # The bar.

@@ -1,13 +1,16 @@
 """What a model is asked about: users, items, histories, candidates. Each is checked once, here."""
 
+import numbers
 from collections.abc import Sequence
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
 
-__all__ = ["check_catalog", "check_histories", "check_indices", "check_interactions"]
+__all__ = ["check_catalog", "check_histories", "check_indices", "check_interactions", "check_length"]
 
 
 def check_indices(indices: Tensor, n: int, what: str, *, ndim: int = 1, padding: bool = False) -> Tensor:
@@ -95,11 +98,51 @@ def check_interactions(interactions: object, where: str) -> None:
         )
 
 
-def check_catalog(interactions: Interactions, n_users: int, n_items: int, where: str) -> None:
-    """Refuses events that count other users or items than the model."""
-    known, given = (n_users, n_items), (interactions.n_users, interactions.n_items)
-    if given != known:
+def check_catalog(
+    interactions: Interactions,
+    sizes: tuple[int, int],
+    user_ids: pd.Index | None,
+    item_ids: pd.Index | None,
+    where: str,
+) -> None:
+    """Refuses events of other users or items than the model's, by their number and by their ids.
+
+    Args:
+        interactions: the events.
+        sizes: users and items that the model knows.
+        user_ids: its users' ids; None where it does not know them.
+        item_ids: its items' ids, likewise.
+        where: the method that was called.
+    """
+    given = (interactions.n_users, interactions.n_items)
+    advice = "make them with the same user_ids and item_ids"
+    if given != sizes:
         raise ValueError(
-            f"{where}: the model was fitted on {known} users and items, the events count {given}; "
-            f"make them with the same user_ids and item_ids"
+            f"{where}: the model was fitted on {sizes} users and items, the events count {given}; {advice}"
         )
+    for what, known, found in (
+        ("user", user_ids, interactions.user_ids),
+        ("item", item_ids, interactions.item_ids),
+    ):
+        if known is None or known is found or known.equals(found):
+            continue
+        place = int(np.flatnonzero(known.to_numpy() != found.to_numpy())[0])
+        ours, theirs = known[[place]].tolist()[0], found[[place]].tolist()[0]
+        raise ValueError(
+            f"{where}: {what} {place} of the model is {ours!r}, that of the events is {theirs!r}; {advice}"
+        )
+
+
+def check_length(k: object, n_items: int) -> int:
+    """The length of a list as a plain number, at most the catalog's.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: below 1 or above ``n_items``.
+    """
+    if isinstance(k, bool) or not isinstance(k, numbers.Integral):
+        raise TypeError(f"k must be a whole number, got {k!r}")
+    length = int(k)
+    if not 1 <= length <= n_items:
+        raise ValueError(f"k must lie between 1 and the catalog's {n_items} items, got {length}")
+    return length

@@ -6,17 +6,21 @@ random state, devices, lists.
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Self, dataclass_transform
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from recsys_lib.data import Interactions
-from recsys_lib.devices import isolated_rng, resolve_device
-from recsys_lib.models.core.checks import check_indices, check_interactions
+from recsys_lib.devices import in_float32, isolated_rng, resolve_device
+from recsys_lib.models.core.checks import check_catalog, check_indices, check_interactions, check_length
+from recsys_lib.models.core.frames import left_out_of, similar_frame, users_frame, write_parquet
 from recsys_lib.models.core.options import check_options, data, declare, learned, option, preset
 from recsys_lib.models.core.saving import Saved
-from recsys_lib.ranking import rank_candidates, score_batches, seen_in, top_lists
+from recsys_lib.ranking import rank_candidates, score_batches, top_lists
 
 __all__ = ["NotFittedError", "Recommender"]
 
@@ -52,6 +56,8 @@ class Recommender(Saved, ABC):
         instance = super().__new__(cls, *args, **kwargs)
         nn.Module.__init__(instance)
         instance._n_users = instance._n_items = None
+        instance.user_ids = instance.item_ids = None
+        instance.max_seconds = None
         instance.fit_seconds = float("nan")
         return instance
 
@@ -94,9 +100,13 @@ class Recommender(Saved, ABC):
         validation: Interactions | None = None,
         *,
         device: str | torch.device = "auto",
+        max_seconds: float | None = None,
         progress: bool = True,
     ) -> Self:
         """Learns from interactions; a second call starts over.
+
+        Models that train in epochs can be stopped, by ``max_seconds`` or by Ctrl-C, and keep the best that
+        they have found so far; ``stopped_by`` says what ended them.
 
         Args:
             interactions: training events. Models of implicit feedback take every event as a positive: pass
@@ -105,6 +115,8 @@ class Recommender(Saved, ABC):
                 NDCG@10 on them; others ignore them.
             device: where it runs and where the model lives afterwards. ``"auto"``: models that train in
                 epochs take an accelerator where there is one, the others stay where the events are.
+            max_seconds: a budget of time for training in epochs; the step under way is finished, and with a
+                validation set a last look is taken. Models that do not train in epochs take what they need.
             progress: show a bar on long work.
 
         Returns:
@@ -113,6 +125,7 @@ class Recommender(Saved, ABC):
         Raises:
             TypeError: not ``Interactions``.
             ValueError: no events, a validation set over other users or items, or a device that is not here.
+            KeyboardInterrupt: Ctrl-C before there was anything to keep.
         """
         name = type(self).__name__
         check_options(self)  # an attribute may have been set since
@@ -121,15 +134,22 @@ class Recommender(Saved, ABC):
         if not len(interactions):
             raise ValueError(f"{name}.fit needs at least one event, got none")
         sizes = (interactions.n_users, interactions.n_items)
-        if validation is not None and (validation.n_users, validation.n_items) != sizes:
-            raise ValueError(
-                f"{name}.fit: training events count {sizes} users and items, validation events "
-                f"{(validation.n_users, validation.n_items)}; both must come from one split"
-            )
+        if validation is not None:
+            try:
+                ids = (interactions.user_ids, interactions.item_ids)
+                check_catalog(validation, sizes, *ids, "validation")
+            except ValueError as error:
+                raise ValueError(f"{name}.fit: both must come from one split ({error})") from error
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"max_seconds must be above 0 or None, got {max_seconds}")
         place = self._place(interactions) if device == "auto" else resolve_device(device)
         start = time.perf_counter()
         self._n_users, self._n_items = sizes
-        with isolated_rng(getattr(self, "seed", 0), place):
+        self.user_ids, self.item_ids = interactions.user_ids, interactions.item_ids
+        self.max_seconds = max_seconds
+        # Training needs gradients, whatever the caller's code is in the middle of.
+        gradients = torch.inference_mode(False), torch.enable_grad()
+        with isolated_rng(getattr(self, "seed", 0), place), in_float32(), gradients[0], gradients[1]:
             try:
                 self.train()
                 self.build()
@@ -137,12 +157,14 @@ class Recommender(Saved, ABC):
                 self._fit(interactions.to(place), validation, progress)
             except BaseException:
                 self._n_users = self._n_items = None  # half a fit must not answer
+                self.user_ids = self.item_ids = None
                 raise
         self.eval()
         self.fit_seconds = time.perf_counter() - start
         return self
 
     @torch.no_grad()
+    @in_float32()
     def score(self, users: Tensor) -> Tensor:
         """Scores every item for each user; higher is better, and only the order within a row means something.
 
@@ -164,6 +186,7 @@ class Recommender(Saved, ABC):
         return self._score(users.to(self.device)).to(device=users.device, dtype=torch.float32)
 
     @torch.no_grad()
+    @in_float32()
     def predict(self, users: Tensor, items: Tensor) -> Tensor:
         """What the model says of pairs: their scores, or for a model of ratings the expected ratings.
 
@@ -187,6 +210,7 @@ class Recommender(Saved, ABC):
         return self._predict(users.to(here), items.to(here)).to(device=users.device, dtype=torch.float32)
 
     @torch.no_grad()
+    @in_float32()
     def rank(self, users: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Puts each user's candidates in order, best first: the second stage after a retrieval.
 
@@ -209,7 +233,7 @@ class Recommender(Saved, ABC):
             raise ValueError(f"candidates must have one row a user, {len(users)}, got {len(candidates)}")
         row, column = (candidates >= 0).nonzero(as_tuple=True)  # (N,), (N,)
         keys = row * self.n_items + candidates[row, column]  # (N,)
-        repeated = keys.sort().values  # (N,)
+        repeated = keys.sort()[0]  # (N,)
         repeated = repeated[1:][repeated.diff() == 0]
         if len(repeated):
             place, item = divmod(int(repeated[0]), self.n_items)
@@ -219,14 +243,22 @@ class Recommender(Saved, ABC):
         return rank_candidates(scores, candidates, users=users)
 
     def recommend(
-        self, users: Tensor, k: int = 10, exclude: Interactions | None = None, *, progress: bool = True
+        self,
+        users: Tensor,
+        k: int = 10,
+        exclude: Interactions | None = None,
+        *,
+        allowed: Iterable[Any] | None = None,
+        progress: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """The ``k`` best items for each user, best first.
+        """The ``k`` best items for each user, best first, by index; ``recommend_frame`` speaks in ids.
 
         Args:
             users: (B,) integer indices; scored in batches, so that memory does not grow with B x n_items.
             k: length of the list, at most ``n_items``.
             exclude: events whose items are left out of their user's list, as a rule what the user has seen.
+            allowed: the caller's ids of the items that may be in a list, such as those in stock; ids that the
+                model does not know are passed over. None allows all.
             progress: show a bar on long work.
 
         Returns:
@@ -234,18 +266,111 @@ class Recommender(Saved, ABC):
             fewer than ``k`` items left, the rest of the row is item -1 with score -inf.
 
         Raises:
-            ValueError: ``k`` below 1 or above ``n_items``, or ``exclude`` over other users or items.
+            TypeError: ``k`` is not a whole number, or ``exclude`` no ``Interactions``.
+            ValueError: ``k`` below 1 or above ``n_items``, ``exclude`` over other users or items, or no
+                item that is allowed.
         """
         users = self._check_users(users)
-        if not 1 <= k <= self.n_items:
-            raise ValueError(f"k must lie between 1 and the catalog's {self.n_items} items, got {k}")
-        if exclude is not None and (exclude.n_users, exclude.n_items) != (self.n_users, self.n_items):
-            raise ValueError(
-                f"exclude counts {exclude.n_users} users and {exclude.n_items} items, the model "
-                f"{self.n_users} and {self.n_items}; both must come from one data set"
-            )
-        left_out = None if exclude is None else seen_in(exclude)
-        return top_lists(self, users, k, left_out, progress=progress)
+        k = check_length(k, self.n_items)
+        if exclude is not None:
+            where = f"{type(self).__name__}.recommend(exclude=...)"
+            check_interactions(exclude, where)
+            check_catalog(exclude, (self.n_users, self.n_items), self.user_ids, self.item_ids, where)
+        return top_lists(self, users, k, left_out_of(self, exclude, allowed), progress=progress)
+
+    def recommend_frame(
+        self,
+        users: Iterable[Any] | Any,
+        k: int = 10,
+        *,
+        items: pd.DataFrame | None = None,
+        exclude: Interactions | None = None,
+        allowed: Iterable[Any] | None = None,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """The ``k`` best items for each user, in the caller's own ids.
+
+        ::
+
+            model.recommend_frame(["C000588"], k=5, items=catalog, exclude=bought, allowed=in_stock)
+
+        Args:
+            users: ids of users, or one id.
+            k: length of each list.
+            items: a row an item, with its id in the column ``item_id`` or in the index; its other columns,
+                such as the title, are added to the result.
+            exclude: as for ``recommend``.
+            allowed: as for ``recommend``.
+            progress: show a bar on long work.
+
+        Returns:
+            A row a recommendation: ``user_id``, ``rank`` from 1, ``item_id``, ``score``, and the columns of
+            ``items``. A user with fewer items left has fewer rows.
+
+        Raises:
+            KeyError: a user that the model does not know.
+            TypeError, ValueError: as for ``recommend``, or ``items`` that do not fit.
+        """
+        self._check_fitted()
+        return users_frame(self, users, k, items=items, exclude=exclude, allowed=allowed, progress=progress)
+
+    def recommend_to_parquet(
+        self,
+        path: str | Path,
+        k: int = 10,
+        *,
+        users: Iterable[Any] | None = None,
+        exclude: Interactions | None = None,
+        allowed: Iterable[Any] | None = None,
+        progress: bool = True,
+    ) -> Path:
+        """Writes the lists of all users, or of some, to a Parquet file, a few thousand users at a time.
+
+        Memory does not grow with the number of users. The file appears whole or not at all.
+
+        Args:
+            path: of the file; its folder must exist.
+            k: length of each list.
+            users: ids of users; None takes all.
+            exclude: as for ``recommend``.
+            allowed: as for ``recommend``.
+            progress: show a bar on long work.
+
+        Returns:
+            The path. The file has the columns ``user_id``, ``rank``, ``item_id``, ``score``.
+        """
+        self._check_fitted()
+        return write_parquet(self, path, k, users=users, exclude=exclude, allowed=allowed, progress=progress)
+
+    def similar_items(
+        self,
+        of: Iterable[Any] | Any,
+        k: int = 10,
+        *,
+        items: pd.DataFrame | None = None,
+        allowed: Iterable[Any] | None = None,
+    ) -> pd.DataFrame:
+        """The items most like given ones, in the caller's own ids: "more like this".
+
+        What alike means is the model's own: the cosine of factors, or what a history of that one item asks
+        for.
+
+        Args:
+            of: ids of items, or one id.
+            k: length of each list.
+            items: as for ``recommend_frame``.
+            allowed: as for ``recommend``.
+
+        Returns:
+            A row a pair: ``item_id``, ``rank`` from 1, ``similar_id``, ``score``, and the columns of
+            ``items`` for the similar item. An item is never its own neighbor.
+
+        Raises:
+            TypeError: the model has no such notion.
+            KeyError: an item that it does not know.
+        """
+        self._check_fitted()
+        return similar_frame(self, of, k, items=items, allowed=allowed)
 
     # What a subclass implements.
 
@@ -274,11 +399,28 @@ class Recommender(Saved, ABC):
             start = ends[done - 1]
         return found
 
+    def _similarities(self, items: Tensor) -> Tensor:
+        """(B,) checked indices on the model's device -> (B, n_items): how alike all items are to each."""
+        raise TypeError(f"{type(self).__name__} compares users, not items: it has no similar items")
+
     def _place(self, interactions: Interactions) -> torch.device:
         """Where ``fit`` runs with ``device="auto"``."""
         return interactions.items.device
 
     # Help for subclasses.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and converts, as ``to`` and ``half`` do; what was counted rather than learned stays float32.
+
+        Neighbors and counts gain nothing from another type, and sparse products exist in few.
+        """
+        kept = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._buffers[name]
+            if after is not None and after.dtype != torch.float32:
+                self._buffers[name] = before.to(after.device)
+        return self
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Registers or replaces a buffer: it is saved, loaded and moved with the model."""

@@ -1,9 +1,10 @@
 """Models that know a user by what the user did: the histories they keep, and scoring from any history."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,8 +18,10 @@ from recsys_lib.data.ragged import (
     sort_by,
     take_rows,
 )
+from recsys_lib.devices import in_float32
 from recsys_lib.models.core.checks import check_catalog, check_histories, check_interactions
 from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.frames import histories_frame
 from recsys_lib.models.core.options import learned, option
 
 __all__ = ["HistoryReader", "RecencyWeighted", "recency_weights"]
@@ -40,7 +43,43 @@ class HistoryReader(Recommender):
     def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:
         """Scores every item for users given by their histories: (B, n_items)."""
 
+    def recommend_histories(
+        self,
+        histories: Mapping[Any, Sequence[Any]] | Sequence[Sequence[Any]],
+        k: int = 10,
+        *,
+        items: pd.DataFrame | None = None,
+        allowed: Iterable[Any] | None = None,
+        repeat: bool = False,
+    ) -> pd.DataFrame:
+        """The ``k`` best items for people never seen, from what they did, in the caller's own ids.
+
+        ::
+
+            model.recommend_histories({"a visitor": ["SKU-1", "SKU-7"]}, k=5, items=catalog)
+
+        Args:
+            histories: a name for each person and the ids of the person's items, oldest first; or a list of
+                such lists, which are named 0, 1, ...
+            k: length of each list.
+            items: as for ``recommend_frame``.
+            allowed: as for ``recommend``.
+            repeat: whether an item of the history may be recommended again.
+
+        Returns:
+            As ``recommend_frame``, with the names in ``user_id``.
+
+        Raises:
+            KeyError: an item that the model does not know.
+        """
+        self._check_fitted()
+        return histories_frame(self, histories, k, items=items, allowed=allowed, repeat=repeat)
+
+    def _similarities(self, items: Tensor) -> Tensor:
+        return self.score_histories([item[None] for item in items])  # (B, n_items)
+
     @torch.no_grad()
+    @in_float32()
     def update_histories(self, interactions: Interactions) -> Self:
         """Replaces the histories that ``score`` reads. What was learned stays as it is.
 
@@ -61,7 +100,7 @@ class HistoryReader(Recommender):
         self._check_fitted()
         where = f"{type(self).__name__}.update_histories"
         check_interactions(interactions, where)
-        check_catalog(interactions, self.n_users, self.n_items, where)
+        check_catalog(interactions, (self.n_users, self.n_items), self.user_ids, self.item_ids, where)
         self._keep_histories(interactions.to(self.device))
         return self
 
@@ -102,12 +141,18 @@ class RecencyWeighted(HistoryReader):
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         """Scores B histories: crow (B + 1,), items (E,) and weights (E,) float32 -> (B, n_items)."""
 
+    def _similarities(self, items: Tensor) -> Tensor:
+        crow = torch.arange(len(items) + 1, device=items.device)  # (B + 1,) histories of one item
+        weights = torch.ones(len(items), dtype=torch.float32, device=items.device)  # (B,)
+        return self._score_histories(crow, items, weights)  # (B, n_items)
+
     def _score(self, users: Tensor) -> Tensor:
         place, _ = take_rows(self.history_crow, users)  # (E,)
         crow = offsets(self.history_crow.diff()[users])  # (B + 1,)
         return self._score_histories(crow, self.history_items[place], self.history_weights[place])
 
     @torch.no_grad()
+    @in_float32()
     def score_histories(
         self,
         histories: Sequence[Tensor | Sequence[int]],

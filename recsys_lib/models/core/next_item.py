@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets, take_rows
-from recsys_lib.devices import seed_generator
+from recsys_lib.devices import in_float32, seed_generator
 from recsys_lib.losses import bce_loss, gbce_loss, sampled_softmax_loss, softmax_loss
 from recsys_lib.models.core.checks import check_histories
 from recsys_lib.models.core.histories import HistoryReader
@@ -211,6 +211,7 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
         self._keep("history_items", interactions.items[order])
 
     @torch.no_grad()
+    @in_float32()
     def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:
         """Scores every item for users given by their histories, known to the model or not.
 
@@ -276,7 +277,7 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
             rows, ends = self.prompt(rows, read[chosen])
             hidden = self.encoder(rows, ends)  # (b, T, d)
             last = hidden[torch.arange(len(ends), device=ends.device), ends - 1]  # (b, d)
-            scores[chosen] = last @ vectors.mT  # (b, n_items)
+            scores[chosen] = (last @ vectors.mT).to(scores.dtype)  # (b, n_items)
         return scores
 
 

@@ -1,11 +1,24 @@
-"""Saving and loading as the Hugging Face hub does: ``config.json`` and ``model.safetensors``."""
+"""Saving and loading as the Hugging Face hub does: ``config.json``, ``model.safetensors``, and the ids."""
 
 import json
+import os
+import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
+import pandas as pd
+import pyarrow as pa
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -14,9 +27,13 @@ from recsys_lib.devices import isolated_rng, resolve_device
 from recsys_lib.files import write_whole
 from recsys_lib.models.core.options import option_values, options_of
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Saved"]
+__all__ = ["CONFIG_FILE", "IDS_FILES", "WEIGHTS_FILE", "Saved", "find_config", "read_config"]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+IDS_FILES = {"user_ids": "user_ids.parquet", "item_ids": "item_ids.parquet"}
+
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 # Keys of config.json beside the options.
 _RESERVED = ("model_class", "n_users", "n_items", "fit_seconds")
@@ -27,8 +44,8 @@ _CARD = """---
 
 # A recommender saved by recsys_lib
 
-`config.json` holds the class and its options, `model.safetensors` everything that it learned.
-Load it with `from_pretrained` of the class that `config.json` names under `model_class`.
+`config.json` holds the class and its options, `model.safetensors` everything that it learned, the Parquet
+files the ids of its users and items. `recsys_lib.load(...)` loads it.
 """
 
 
@@ -45,6 +62,9 @@ class Saved(
     """
 
     fit_seconds: float
+    user_ids: pd.Index | None
+    item_ids: pd.Index | None
+    max_seconds: float | None
     _n_users: int | None
     _n_items: int | None
 
@@ -61,7 +81,7 @@ class Saved(
         """
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes both files; called by ``save_pretrained``, which has removed an older ``config.json``.
+        """Writes the files; called by ``save_pretrained``, which has removed an older ``config.json``.
 
         Each file appears whole or not at all, and ``config.json`` comes last: where it exists, the weights
         beside it are complete and belong to it.
@@ -80,6 +100,10 @@ class Saved(
         metadata = {"format": "pt", "model_class": model_class}
         with write_whole(save_directory / WEIGHTS_FILE) as part:
             save_file(state, part, metadata=metadata)
+        for name, file in IDS_FILES.items():
+            (save_directory / file).unlink(missing_ok=True)  # of an older model
+            if getattr(self, name) is not None:
+                _write_ids(getattr(self, name), name, save_directory / file)
         text = json.dumps(config, sort_keys=True, indent=2) + "\n"
         with write_whole(save_directory / CONFIG_FILE) as part:
             part.write_text(text, encoding="utf8")
@@ -99,23 +123,17 @@ class Saved(
             ValueError: the files belong to another class, are damaged, or name options this class does not
                 take.
         """
-        place = Path(pretrained_model_name_or_path)
-        looks_local = isinstance(pretrained_model_name_or_path, Path) or place.is_absolute() or place.exists()
-        if looks_local:
-            if not place.is_dir():
-                raise FileNotFoundError(f"{place} is not a folder; save_pretrained makes one")
-            for file in (CONFIG_FILE, WEIGHTS_FILE):
-                if not (place / file).is_file():
-                    raise FileNotFoundError(
-                        f"{place} has no {file}: it is no saved model, or saving was interrupted"
-                    )
-            try:
-                json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(
-                    f"{place / CONFIG_FILE} is damaged ({error}); save the model again"
-                ) from error
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        place = Path(pretrained_model_name_or_path).expanduser()
+        if not place.is_dir():
+            kwargs["local_files_only"] = kwargs.get("local_files_only") or not _hub_answers()
+        read_config(find_config(pretrained_model_name_or_path, **kwargs))
+        if not place.is_dir():
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if not (place / WEIGHTS_FILE).is_file():
+            raise FileNotFoundError(
+                f"{place} has no {WEIGHTS_FILE}: it is no saved model, or saving was interrupted"
+            )
+        return super().from_pretrained(place, **kwargs)
 
     @classmethod
     def _from_pretrained(
@@ -149,12 +167,13 @@ class Saved(
             if not isinstance(config.get(name), int) or config[name] < 1:
                 raise ValueError(f"{model_id}: {CONFIG_FILE} must give {name} as a number above zero")
 
-        path = Path(model_id) / WEIGHTS_FILE
-        if not path.is_file():
-            path = Path(
+        def fetch(file: str) -> Path:
+            if Path(model_id).is_dir():
+                return Path(model_id) / file
+            return Path(
                 hf_hub_download(
                     repo_id=model_id,
-                    filename=WEIGHTS_FILE,
+                    filename=file,
                     revision=revision,
                     cache_dir=cache_dir,
                     force_download=force_download,
@@ -162,6 +181,8 @@ class Saved(
                     local_files_only=local_files_only,
                 )
             )
+
+        path = fetch(WEIGHTS_FILE)
         device = resolve_device(map_location)
         try:
             state = load_file(path, device=str(device))
@@ -175,6 +196,8 @@ class Saved(
             model.build()
         model.to(device)
         model._restore(state, str(path))
+        for name, size in (("user_ids", config["n_users"]), ("item_ids", config["n_items"])):
+            setattr(model, name, _read_ids(fetch, name, size))
         return model.eval()
 
     def _restore(self, state: dict[str, Tensor], source: str) -> None:
@@ -204,3 +227,112 @@ class Saved(
                 ) from error
             module.register_buffer(leaf, tensor)
         self.load_state_dict(extra, strict=False)
+
+
+def find_config(name: str | Path, **options: Any) -> Path:
+    """The configuration file of a saved model, in a folder or fetched from the hub.
+
+    Args:
+        name: the folder, or ``"owner/name"`` on the hub.
+        **options: as for ``from_pretrained``; the hub's own are used.
+
+    Raises:
+        FileNotFoundError: there is no such folder, it holds no model, or the hub does not give one.
+    """
+    place = Path(name).expanduser()
+    if place.is_dir():
+        file = place / CONFIG_FILE
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{place} has no {CONFIG_FILE}: it is no saved model, or saving was interrupted"
+            )
+        return file
+    _refuse_what_is_no_hub_name(name, place)
+    known = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    reached = not known.get("local_files_only") and _hub_answers()
+    known["local_files_only"] = not reached
+    try:
+        return Path(hf_hub_download(repo_id=str(name), filename=CONFIG_FILE, **known))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0] if reached else "it was not asked, or cannot be reached"
+        raise FileNotFoundError(
+            f"there is no folder {name} in {Path.cwd()}, no model of that name was fetched from the hub "
+            f"before, and the hub gives none: {reason}"
+        ) from error
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The configuration in a file.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); save the model again") from error
+    return config
+
+
+def _hub_answers() -> bool:
+    """Whether the hub's host takes a connection; asked before its client, which tries for half a minute."""
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True  # a proxy may know more than this machine
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((str(host.hostname), host.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_what_is_no_hub_name(given: str | Path, place: Path) -> None:
+    """Says at once that a folder is missing, where the hub need not be asked."""
+    name = str(given)
+    # "models/typo" could be a name on the hub; beside a folder models/ it is a typing mistake.
+    mistyped = place.parent != Path() and place.parent.is_dir()
+    if isinstance(given, Path) or place.is_absolute() or mistyped or not _HUB_NAME.fullmatch(name):
+        beside = (
+            [x.name for x in place.parent.iterdir() if x.is_dir() and x.name[0] != "."]
+            if place.parent.is_dir()
+            else []
+        )
+        hint = f"; {place.parent} holds {', '.join(sorted(beside)[:5])}" if beside else ""
+        raise FileNotFoundError(f"{place} is not a folder; save_pretrained makes one{hint}")
+
+
+def _write_ids(ids: pd.Index, name: str, path: Path) -> None:
+    """Ids as a table of one column, in their own type."""
+    try:
+        table = pa.Table.from_pandas(pd.DataFrame({"id": ids}), preserve_index=False)
+    except (pa.ArrowException, TypeError) as error:
+        raise TypeError(
+            f"{name} of type {type(ids[0]).__name__} cannot be saved ({error}); use integers or texts as ids"
+        ) from error
+    import pyarrow.parquet as pq
+
+    with write_whole(path) as part:
+        pq.write_table(table, part)
+
+
+def _read_ids(fetch: Callable[[str], Path], name: str, size: int) -> pd.Index | None:
+    """The ids, or None where the model was saved without.
+
+    Raises:
+        ValueError: the file is damaged, or its ids are not as many as the model's.
+    """
+    try:
+        path = fetch(IDS_FILES[name])
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+    if not path.is_file():
+        return None
+    try:
+        ids = pd.Index(pd.read_parquet(path)["id"], name=None, tupleize_cols=False)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); save the model again") from error
+    if len(ids) != size or not ids.is_unique:
+        raise ValueError(f"{path} holds {len(ids)} ids for a model of {size}; it belongs to another model")
+    return ids

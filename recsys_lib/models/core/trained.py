@@ -38,6 +38,7 @@ class TrainedRecommender(Recommender, Generic[Examples]):
     Attributes:
         log: one dictionary an epoch: its number, the mean loss, and NDCG@10 where it was checked.
         best_epoch: the epoch whose state was kept.
+        stopped_by: ``"epochs"``, ``"patience"``, ``"time"`` or ``"interrupt"``; see ``training.Training``.
     """
 
     epochs: int = option("passes over the examples, at most", default=50, at_least=1)
@@ -51,11 +52,12 @@ class TrainedRecommender(Recommender, Generic[Examples]):
 
     log: list[dict[str, float]] = learned("one dictionary an epoch")
     best_epoch: int = learned("the epoch whose state was kept")
+    stopped_by: str = learned("what ended training, see ``training.Training``")
 
     def __post_init__(self) -> None:
         """Starts with an empty log."""
         super().__post_init__()
-        self.log, self.best_epoch = [], 0
+        self.log, self.best_epoch, self.stopped_by = [], 0, ""
 
     @abstractmethod
     def prepare(self, events: Interactions, generator: torch.Generator) -> Examples:
@@ -88,15 +90,17 @@ class TrainedRecommender(Recommender, Generic[Examples]):
                 self.check_every,
                 self.patience,
             )
-        self.log, self.best_epoch = train(
+        done = train(
             self,
             lambda: self.losses(examples, generator),
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             validation=look,
+            max_seconds=self.max_seconds,
             name=type(self).__name__,
             progress=progress,
         )
+        self.log, self.best_epoch, self.stopped_by = done.log, done.best_epoch, done.stopped_by
 
     def _place(self, interactions: Interactions) -> torch.device:
         return resolve_device("auto")
