@@ -185,7 +185,7 @@ def _described(items: pd.DataFrame, item_ids: pd.Index, taken: pd.Index) -> pd.D
     if not by_id.index.isin(item_ids).any():
         raise ValueError(
             f"no row of items has an id that the model knows: it knows such as {_first(item_ids)!r}, items "
-            f"has {_first(by_id.index)!r}; put the ids into a column item_id or the index, in the model's type"
+            f"has {_first(by_id.index)!r}; put the model's ids into a column item_id or into the index"
         )
     return by_id.drop(columns=[name for name in taken if name in by_id.columns])
 
