@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys_lib.chapter.results import ChapterResults, Claim, Result, page_name, results_dir
+from recsys_lib.chapter.say import say
 from recsys_lib.chapter.show import figure_style, shell
 
 if TYPE_CHECKING:
@@ -184,23 +185,67 @@ class Chapter:
         self._texts[name] = value
         _glue(name, value)
 
-    def claim(self, id: str, statement: str, verdict: str, evidence: str, condition: str = "") -> None:
+    def say(self, text: str) -> None:
+        """Shows a sentence that this run writes, as Markdown: ``chapter.say(f"BPR gains {gap:.3f}.")``.
+
+        ``make tidy`` hides the code of a cell that calls this, on every host; what is seen is the text.
+        Nothing is recorded.
+
+        Args:
+            text: CommonMark, tables and dollar math, with the run's values in it.
+
+        Raises:
+            TypeError: it is no text.
+            ValueError: it is empty, a value in it is not finite or not formatted, or the ``f`` is missing.
+        """
+        say(text)
+
+    def claim(
+        self,
+        id: str,
+        statement: str,
+        verdict: str | None = None,
+        evidence: str = "",
+        condition: str = "",
+        *,
+        difference: "Comparison | None" = None,
+        holds: str | None = None,
+    ) -> None:
         """Records what the chapter found of a claim.
+
+        The verdict is found from a difference, or stated where no single difference decides it::
+
+            chapter.claim(
+                "bpr-wins", "BPR ranks better than popularity.", difference=gap, holds="above",
+                evidence=f"NDCG@10 {gap:.3f}", condition="only with more users could one tell",
+            )
 
         Args:
             id: short and unique in the chapter, such as ``"cosine-measures-angle"``.
             statement: the claim, as one hears it.
-            verdict: ``"holds"``, ``"fails"`` or ``"depends"``.
+            verdict: ``"holds"``, ``"fails"`` or ``"depends"``, where there is no difference.
             evidence: what was measured, made from this run's values.
-            condition: when it holds; needed where the verdict is ``"depends"``.
+            condition: when it holds. Always needed with a difference, since another data set may leave it
+                open; it is kept where the verdict is ``"depends"``.
+            difference: decides the verdict: clear and on the stated side, the claim holds; clear and on the
+                other side, it fails; not clear, it depends.
+            holds: ``"above"`` or ``"below"``, the side of zero where the claim holds.
 
         Raises:
-            ValueError: the verdict is not known, a part is missing, or the id is malformed or already taken.
+            ValueError: the verdict is not known, both or neither of verdict and difference are given, a part
+                is missing, or the id is malformed or already taken.
         """
+        if (verdict is None) == (difference is None):
+            raise ValueError(f"claim {id!r}: give a verdict, or a difference that decides it")
+        if difference is not None:
+            verdict = _verdict(id, difference, holds, condition)
+            condition = condition if verdict == "depends" else ""
+        elif holds is not None:
+            raise ValueError(f"claim {id!r}: 'holds' is for a difference; the verdict is already stated")
         claim = Claim(
             id=id,
             statement=statement,
-            verdict=verdict,
+            verdict=verdict or "",
             evidence=evidence,
             condition=condition,
             chapter=self.name,
@@ -215,10 +260,8 @@ class Chapter:
             RuntimeError: the chapter has finished before.
         """
         self._open()
-        path = self._so_far().write(self._directory)
+        self._so_far().write(self._directory)
         self._finished = True
-        counts = f"{len(self._results)} results, {len(self._numbers)} numbers and {len(self._claims)} claims"
-        print(f"{path.name}: {counts}")
 
     def _so_far(self) -> ChapterResults:
         return ChapterResults(
@@ -253,6 +296,21 @@ class Chapter:
         if taken:
             raise ValueError(f"{taken[0]!r} has been recorded before; every name stands for one value")
         self._taken |= keys
+
+
+def _verdict(id: str, difference: "Comparison", holds: str | None, condition: str) -> str:
+    """What a difference says of a claim that holds on one side of zero."""
+    if holds not in ("above", "below"):
+        raise ValueError(f"claim {id!r}: say where it holds, holds='above' or holds='below', not {holds!r}")
+    if not condition.strip():
+        raise ValueError(
+            f"claim {id!r}: give a condition; where the data of a run do not tell the two apart, it depends"
+        )
+    for part in (difference.mean, difference.low, difference.high):
+        _finite(f"claim-{id}", part)
+    other = "below" if holds == "above" else "above"
+    words = {holds: "holds", other: "fails"}
+    return difference.says(above=words["above"], below=words["below"], otherwise="depends")
 
 
 def _finite(name: str, value: Any) -> int | float:

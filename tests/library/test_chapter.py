@@ -51,7 +51,7 @@ def written(chapter, tmp_path):
     return json.loads((tmp_path / "04_bpr.json").read_text())
 
 
-def test_everything_recorded_is_written(chapter, tmp_path, capsys):
+def test_everything_recorded_is_written(chapter, tmp_path):
     facts = {"model": "BPR", "family": "matrix factorization"}
     chapter.record("bpr", report(), "ndcg@10", **facts, fit_seconds=2.5, headline=True, scoreboard=True)
     chapter.record("coverage", report(), "coverage@10", **facts, seed=[0, 1])
@@ -83,7 +83,6 @@ def test_everything_recorded_is_written(chapter, tmp_path, capsys):
     assert result["versions"]["torch"] == torch.__version__
     assert result["seconds"] >= 0
     assert result["peak_memory_mb"] > 50  # torch alone takes more
-    assert "2 results, 2 numbers and 1 claims" in capsys.readouterr().out
     assert recorded(tmp_path) == {"04_bpr": result}
 
 
@@ -152,6 +151,89 @@ def test_a_malformed_name_is_refused(chapter, name):
 def test_a_claim_that_lacks_a_part_is_refused(chapter, claim, message):
     with pytest.raises(ValueError, match=message):
         chapter.claim(*claim)
+
+
+def gap(low, high):
+    return Comparison(mean=(low + high) / 2, low=low, high=high, p_value=0.01, n=9, std=0.1)
+
+
+@pytest.mark.parametrize(
+    ("difference", "holds", "verdict"),
+    [
+        (gap(0.01, 0.03), "above", "holds"),
+        (gap(0.01, 0.03), "below", "fails"),
+        (gap(-0.03, -0.01), "above", "fails"),
+        (gap(-0.03, -0.01), "below", "holds"),
+        (gap(-0.01, 0.03), "above", "depends"),
+        (gap(0.0, 0.03), "below", "depends"),
+    ],
+)
+def test_a_difference_decides_a_claim(chapter, tmp_path, difference, holds, verdict):
+    chapter.claim("c", "S.", difference=difference, holds=holds, evidence="e", condition="more users tell")
+    (claim,) = written(chapter, tmp_path)["claims"]
+    assert claim["verdict"] == verdict
+    assert claim["condition"] == ("more users tell" if verdict == "depends" else "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give a verdict, or a difference"),
+        ({"verdict": "holds", "difference": gap(1, 2)}, "give a verdict, or a difference"),
+        ({"verdict": "holds", "holds": "above"}, "'holds' is for a difference"),
+        ({"difference": gap(1, 2), "condition": "c"}, "say where it holds"),
+        ({"difference": gap(1, 2), "condition": "c", "holds": "over"}, "not 'over'"),
+        # needed whatever this run found, so that another run does not end in an error
+        ({"difference": gap(1, 2), "holds": "above"}, "give a condition"),
+        ({"difference": gap(1, math.nan), "holds": "above", "condition": "c"}, "not finite"),
+    ],
+)
+def test_a_claim_that_nothing_decides_is_refused(chapter, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        chapter.claim("c", "S.", evidence="e", **arguments)
+    chapter.claim("c", "S.", "holds", "e")  # what was refused took no name
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("BPR gains " + f"{gap(0.006, 0.018):.3f}.", "BPR gains +0.012\u00a0[+0.006,\u00a0+0.018]."),
+        (f"It is {-0.0123:.3f}.", "It is −0.012."),
+        (f"It is {-0.00001:.3f} or {-0.0:.0%}.", "It is 0.000 or 0%."),
+        ("[-0.01, -.02] and (-1,234.5)", "[−0.01, −.02] and (−1,234.5)"),
+        ("| a |\n|---|\n| -0.5 % |", "| a |\n|---|\n| −0.5 % |"),
+        ("`x[-1]`, $x_{-1}$, $$-0.5$$", "`x[-1]`, $x_{-1}$, $$-0.5$$"),
+        ("[a](https://a.org/x-1/-2) 2020-01-02, k-1", "[a](https://a.org/x-1/-2) 2020-01-02, k-1"),
+        ("\n    One\n    two.\n\n    - three\n    ", "One\ntwo.\n\n- three"),
+        (r"$\frac{a}{b}$ and `{x}`", r"$\frac{a}{b}$ and `{x}`"),
+        ("information and infinite nanometers", "information and infinite nanometers"),
+    ],
+)
+def test_what_is_said_is_set_as_prose(chapter, capsys, text, shown):
+    chapter.say(text)
+    assert capsys.readouterr().out == f"{shown}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("It is {gap:.3f}.", "put an f before the quotes"),
+        ("It is {glue:text}`gap:.3f`.", "put an f before the quotes"),
+        (f"It is {math.nan:.3f}.", "a value is nan"),
+        (f"It is {-math.inf:.3f}.", "a value is -inf"),
+        ("It is 1.2400000095367432.", "format the number"),
+    ],
+)
+def test_what_could_not_be_meant_is_not_said(chapter, text, message):
+    with pytest.raises(ValueError, match=message):
+        chapter.say(text)
+
+
+def test_only_a_text_is_said(chapter):
+    with pytest.raises(TypeError, match="expected a text"):
+        chapter.say(0.5)
 
 
 def test_an_empty_text_is_refused(chapter):
@@ -396,6 +478,7 @@ def test_in_a_notebook_values_are_glued_and_source_is_markdown():
             chapter.text("word", "<b>EASE</b>")
             from recsys_lib.losses import bpr_loss
             show_source(bpr_loss)
+            chapter.say("**Gain** of -0.5.")
             from matplotlib_inline.config import InlineBackend
             inline = InlineBackend.instance()
         print(json.dumps([[out.data for out in caught.outputs], list(inline.figure_formats),
@@ -403,9 +486,10 @@ def test_in_a_notebook_values_are_glued_and_source_is_markdown():
         """
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    (number, word, source), formats, options = json.loads(run.stdout.splitlines()[-1])
+    (number, word, source, said), formats, options = json.loads(run.stdout.splitlines()[-1])
     assert number == {"application/papermill.record/text/plain": "0.5"}
     assert word == {"application/papermill.record/text/plain": "'<b>EASE</b>'"}
     assert source["text/markdown"].startswith("`recsys_lib/losses.py, lines ")
     assert "\n```python\ndef bpr_loss(" in source["text/markdown"]
+    assert said == {"text/markdown": "**Gain** of −0.5.", "text/plain": "**Gain** of −0.5."}
     assert (formats, options["metadata"]) == (["svg"], {"Date": None})
