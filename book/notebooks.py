@@ -21,6 +21,15 @@ import nbformat
 from nbformat import NotebookNode
 
 from book import contents
+from book.plain import (
+    EXERCISE,
+    OLD_SYNTAX,
+    SOLUTION,
+    SOLUTION_HEADING,
+    heading_problems,
+    plain_problems,
+    with_colab_link,
+)
 from book.prose import typed_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +49,11 @@ if importlib.util.find_spec("recsys_lib") is None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.check_call([*pip, os.environ.get("RECSYS_LIB", repository)])
     importlib.invalidate_caches()"""
+
+# How the code of a cell that calls `chapter.say` is hidden: in the book, in JupyterLab, on Colab.
+SAY_TAGS = ("say", "remove-input")
+SAY_METADATA = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+SAY_TITLE = "# @title Text that this run wrote"  # Colab shows it in place of the code
 
 # Functions of pyplot that draw, or show what was drawn.
 _DRAWING = {
@@ -82,10 +96,16 @@ def title(notebook: NotebookNode) -> str:
     return ""
 
 
-def tidy(notebook: NotebookNode, root: Path = ROOT) -> str:
+def tidy(notebook: NotebookNode, root: Path = ROOT, name: str = "") -> str:
     """The text of a notebook's tidy form; the notebook is changed in place.
 
-    Kept of the metadata are a cell's ``tags`` and ``mystnb``, and the notebook's ``recsys_book``.
+    Kept of the metadata are a cell's ``tags`` and ``mystnb``, and the notebook's ``recsys_book``. A cell that
+    calls ``chapter.say`` gets what hides its code on each host. The first cell gets its link to Colab.
+
+    Args:
+        notebook: what to bring into its tidy form.
+        root: the repository, whose address the notebook repeats.
+        name: the notebook's name without its suffix.
     """
     own = notebook.metadata.get("recsys_book")
     notebook.metadata = nbformat.from_dict(
@@ -96,6 +116,8 @@ def tidy(notebook: NotebookNode, root: Path = ROOT) -> str:
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    if name and name not in OLD_SYNTAX and notebook.cells:
+        notebook.cells[0].source = with_colab_link(notebook.cells[0].source, colab_address(name, root))
     taken: set[str] = set()
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in ("mystnb", "tags") if cell.metadata.get(key)}
@@ -107,8 +129,10 @@ def tidy(notebook: NotebookNode, root: Path = ROOT) -> str:
             cell.execution_count = None
             if "setup" in tags(cell):
                 cell.source = setup_source(root)
-        name = next((name for name in ("setup", "parameters") if name in tags(cell)), cell.get("id", ""))
-        cell.id = _free_id(name, cell.source, taken)
+            if says(cell.source):
+                _hide(cell)
+        wanted = next((tag for tag in ("setup", "parameters") if tag in tags(cell)), cell.get("id", ""))
+        cell.id = _free_id(wanted, cell.source, taken)
         taken.add(cell.id)
     return nbformat.writes(notebook) + "\n"
 
@@ -122,15 +146,77 @@ def _free_id(name: str, source: str, taken: set[str]) -> str:
     return name
 
 
-def problems(notebook: NotebookNode) -> list[str]:
-    """What keeps a notebook from being a chapter of the book, in words that say what to do."""
+def colab_address(name: str, root: Path = ROOT) -> str:
+    """The address that opens a notebook of the repository on Colab."""
+    path = repository(root).removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{name}.ipynb"
+
+
+def says(source: str) -> bool:
+    """Whether a cell calls ``chapter.say``, so that what is seen of it is the text."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "say"
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "chapter"
+        for node in _nodes(source)
+    )
+
+
+def _nodes(source: str) -> list[ast.AST]:
+    """Every node of a cell's code; none where it has a line of IPython's own."""
+    try:
+        return list(ast.walk(ast.parse(source)))
+    except SyntaxError:
+        return []
+
+
+def _hide(cell: NotebookNode) -> None:
+    """Hides a cell's code by each host's own means."""
+    own = [*tags(cell), *(tag for tag in SAY_TAGS if tag not in tags(cell))]
+    cell.metadata = nbformat.from_dict({**cell.metadata, **SAY_METADATA, "tags": own})
+    if not re.match(r"#\s?@title\b", cell.source):
+        cell.source = f"{SAY_TITLE}\n{cell.source}"
+
+
+def problems(notebook: NotebookNode, name: str = "") -> list[str]:
+    """What keeps a notebook from being a chapter of the book, in words that say what to do.
+
+    Args:
+        notebook: what to look at.
+        name: its name without its suffix; those in ``OLD_SYNTAX`` may hold roles and directives.
+    """
+    old = name in OLD_SYNTAX
     return [
         *_opening_problems(notebook),
         *_cell_problems(notebook),
         *_number_problems(notebook),
-        *_exercise_problems(notebook),
+        *(_directive_problems(notebook) if old else _plain_problems(notebook) + _exercise_problems(notebook)),
+        *_say_problems(notebook),
         *_ending_problems(notebook),
     ]
+
+
+def _plain_problems(notebook: NotebookNode) -> list[str]:
+    return [
+        f"cell {number}: {problem}"
+        for number, cell in enumerate(notebook.cells, 1)
+        if cell.cell_type == "markdown"
+        for problem in [*plain_problems(cell.source), *heading_problems(cell.source, tags(cell))]
+    ]
+
+
+def _say_problems(notebook: NotebookNode) -> list[str]:
+    found = []
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type != "code":
+            continue
+        if says(cell.source) and draws(cell.source):
+            found.append(f"cell {number} calls chapter.say and draws; give each a cell of its own")
+        if "say" in tags(cell) and not says(cell.source):
+            found.append(f"cell {number} is tagged say and does not call chapter.say")
+    return found
 
 
 def _opening_problems(notebook: NotebookNode) -> list[str]:
@@ -236,14 +322,14 @@ def _number_problems(notebook: NotebookNode) -> list[str]:
             spoken += _recorded_words(cell.source)
         for typed in [typed for text in spoken for typed in typed_numbers(text)]:
             found.append(
-                f"cell {number}: the number {typed!r} is typed; glue it from the run, cite its source, "
-                "put it in code, or tag the cell toy if it was worked out by hand"
+                f"cell {number}: the number {typed!r} is typed; let the run say it (chapter.say), link its "
+                "source, put it in code, or tag the cell toy if it was worked out by hand"
             )
     return found
 
 
 def _recorded_words(source: str) -> list[str]:
-    """The fixed words in what a cell records as a claim or a text."""
+    """The fixed words in what a cell says, or records as a claim or a text."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -253,7 +339,7 @@ def _recorded_words(source: str) -> list[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in {"claim", "text"}
+        and node.func.attr in {"claim", "say", "says", "text"}
     ]
     return [
         inner.value
@@ -272,7 +358,41 @@ def _constants(node: ast.AST) -> list[ast.Constant]:
     return [constant for child in children for constant in _constants(child)]
 
 
+def exercises(notebook: NotebookNode) -> list[str]:
+    """The first line of each exercise."""
+    return [
+        cell.source.partition("\n")[0]
+        for cell in notebook.cells
+        if cell.cell_type == "markdown" and EXERCISE in tags(cell)
+    ]
+
+
 def _exercise_problems(notebook: NotebookNode) -> list[str]:
+    found = []
+    waiting = ""  # the exercise that has no solution yet
+    solving = False
+    for number, cell in enumerate(notebook.cells, 1):
+        own = tags(cell)
+        if EXERCISE in own and cell.cell_type == "markdown":
+            found += [f"the exercise of {waiting} has no solution below it"] if waiting else []
+            waiting, solving = f"cell {number}", False
+        elif SOLUTION not in own:
+            solving = False
+        elif cell.cell_type == "markdown" and SOLUTION_HEADING.match(cell.source):
+            if not waiting:
+                found.append(f"cell {number}: this solution has no exercise of its own above it")
+            waiting, solving = "", True
+        elif not solving:
+            found.append(
+                f"cell {number}: a solution starts with a Markdown cell, tagged solution, with the heading "
+                "'### Solution'"
+            )
+            waiting, solving = "", True
+    found += [f"the exercise of {waiting} has no solution below it"] if waiting else []
+    return found if exercises(notebook) else [*found, "a chapter has an exercise"]
+
+
+def _directive_problems(notebook: NotebookNode) -> list[str]:
     posed: Counter[str] = Counter()
     solved: Counter[str] = Counter()
     found = []
@@ -329,8 +449,8 @@ def check(path: Path, root: Path = ROOT) -> list[str]:
     found = []
     if any(cell.outputs or cell.execution_count for cell in code_cells(notebook)):
         found.append("it holds outputs; run `make tidy`")
-    found += problems(notebook)
-    if tidy(notebook, root) != text and not found:
+    found += problems(notebook, path.stem)
+    if tidy(notebook, root, path.stem) != text and not found:
         found.append("it is not in its tidy form; run `make tidy`")
     return found
 
@@ -353,7 +473,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{path.name}: {problem}")
             continue
         before = path.read_text("utf8")
-        after = tidy(nbformat.reads(before, as_version=4), options.root)
+        after = tidy(nbformat.reads(before, as_version=4), options.root, path.stem)
         if after != before:
             path.write_text(after, "utf8")
             print(f"{path.name}: tidied")

@@ -1,7 +1,7 @@
 r"""Find measured numbers that were typed into prose.
 
-A measured number comes from the run that made it, through ``{glue:text}``; a number of someone else's stands
-in a sentence that cites its source; a number worked out by hand stands in a cell tagged ``toy``. What is left
+A measured number comes from the run that made it, through ``chapter.say``; a number of someone else's stands
+in a sentence that links its source; a number worked out by hand stands in a cell tagged ``toy``. What is left
 are decimals and percentages that nothing keeps true, and this module finds them.
 
 Code, addresses and formulas are not prose. A formula counts as one only if it has a variable in it:
@@ -17,6 +17,8 @@ from mdit_py_plugins.colon_fence import colon_fence_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.myst_blocks import myst_block_plugin
 from mdit_py_plugins.myst_role import myst_role_plugin
+
+from book.papers import is_paper
 
 _PARSER = (
     MarkdownIt("commonmark")
@@ -104,6 +106,8 @@ def _text(token: Token) -> str:
         return (
             "" if role.startswith("glue") or role in {"code", "eq", "kbd", "numref", "ref"} else token.content
         )
+    if token.type == "link_open" and is_paper(str(token.attrGet("href"))):
+        return _CITED
     if token.type.startswith("math_inline"):
         return _formula(token.content)
     if token.type == "image":

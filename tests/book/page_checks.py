@@ -105,6 +105,11 @@ def math_problems(page: Page) -> list[str]:
           }
           for (const wrong of document.querySelectorAll('mjx-merror, [data-mml-node="merror"]'))
             found.push(`a formula has an error: ${wrong.textContent.trim().slice(0, 80)}`);
+          // a macro that MathJax does not know is no error to it: it shows the name in red
+          for (const wrong of document.querySelectorAll('mjx-container [fill="red"]')) {
+            const formula = wrong.closest('mjx-container');
+            found.push(`a formula is red: ${formula.textContent.trim().slice(0, 80)}`);
+          }
           return found;
         }"""
     )

@@ -27,6 +27,7 @@ from book._ext.book_data import (
     run_metadata,
 )
 from book._ext.chapter_numbers import by_chapter, chapter_number
+from book._ext.dress import boxed, dressed, slug
 from book._ext.repository_address import pages_url, repository_url, stamped
 from book._ext.result_tables import ICONS
 from book.dependencies import Package
@@ -49,6 +50,8 @@ parts:
     chapters:
       - file: book/claims
       - file: book/status
+      - file: book/notation
+      - file: book/references
 """
 
 RECORDED = {
@@ -57,11 +60,13 @@ RECORDED = {
     "claims": [],
 }  # fmt: skip
 
+PAPER = "[Sun et al. (2019)](https://doi.org/10.1145/3357384.3357895)"
+STREAM = {"output_type": "stream", "name": "stdout", "text": "x"}
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><rect width='9' height='9'/></svg>"
 
 
-def markdown(text: str) -> dict[str, Any]:
-    return {"cell_type": "markdown", "metadata": {}, "source": text}
+def markdown(text: str, *tags: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {"tags": list(tags)} if tags else {}, "source": text}
 
 
 def code(source: str, outputs: list[dict[str, Any]], **metadata: Any) -> dict[str, Any]:
@@ -73,6 +78,14 @@ def glued(name: str, value: float) -> dict[str, Any]:
     metadata = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
     data = {"application/papermill.record/text/plain": repr(value)}
     return {"output_type": "display_data", "data": data, "metadata": metadata}
+
+
+def said(*texts: str, tags: tuple[str, ...] = ("say", "remove-input")) -> dict[str, Any]:
+    outputs = [
+        {"output_type": "display_data", "data": {"text/markdown": text, "text/plain": text}, "metadata": {}}
+        for text in texts
+    ]
+    return code("# @title Text\nchapter.say('hidden')", outputs, tags=list(tags))
 
 
 def figure(name: str) -> dict[str, Any]:
@@ -100,6 +113,8 @@ class Book:
         self.write("book/index.md", "# A small book\n\n$x^2$\n")
         self.write("book/claims.md", "# Claims\n\n```{claims}\n```\n")
         self.write("book/status.md", "# Status\n\n```{status}\n```\n")
+        self.write("book/notation.md", '# Notation\n\n<a id="term-clear"></a>**Clear.** Not zero.\n')
+        self.write("book/references.md", "# References\n\n```{bibliography}\n:all:\n```\n")
         self.first(0.25)
         self.second()
 
@@ -154,11 +169,28 @@ class Book:
         ]
         self.notebook("01_first", cells, {"claims": claims})
 
-    def second(self, **results: Any) -> None:
+    def second(self, *more: dict[str, Any], **results: Any) -> None:
+        colab = "[Open this chapter on Colab](https://colab.research.google.com/x)"
         cells = [
-            markdown("# 4. Second"),
+            markdown(f"# 4. Second\n\nIntroduced.\n\n{colab}"),
             figure("fig-c"),
             markdown("There {glue:text}`../notebooks/01_first.ipynb::value:.2f`."),
+            said(
+                f"It gains **+0.5**, $x^2$: {PAPER}, [the figure](#fig-c), [that](01_first.ipynb#fig-b).\n\n"
+                "| a |\n|---|\n| b |",
+                "And [chapter 1](01_first.ipynb), [clear](../book/notation.md#term-clear).",
+            ),
+            markdown("### What do you expect?\n\nWhich wins?", "guess"),
+            markdown("## What goes wrong\n\nSorting.", "mistake"),
+            markdown("By hand: 0.5.", "toy"),
+            markdown("### Exercise: Add *one*\n\nTo two.", "exercise"),
+            markdown("### Solution\n\nThree.", "solution"),
+            code("2 + 1", [], tags=["solution"]),
+            said("It is 3.", tags=("solution", "say", "remove-input")),
+            markdown("### Exercise: Again\n\nTo four.", "exercise"),
+            markdown("### Solution\n\nFive.", "solution"),
+            markdown("## Sources\n\nThe [exercise](#exercise-again)."),
+            *more,
         ]
         self.notebook("04_second", cells, results)
 
@@ -262,7 +294,7 @@ def test_status_lists_runs_and_versions(built: Book) -> None:
 
 def test_figures_are_numbered_by_chapter(built: Book) -> None:
     def numbers(name: str) -> list[str]:
-        return [part.get_text(strip=True) for part in built.page(name).select(".caption-number")]
+        return [part.get_text(strip=True) for part in built.page(name).select("figcaption .caption-number")]
 
     assert numbers("notebooks/01_first") == ["Figure 1.1", "Figure 1.2"]
     assert numbers("notebooks/04_second") == ["Figure 4.1"]
@@ -286,6 +318,57 @@ def test_thebe_and_networks_are_gone(built: Book) -> None:
         text = path.read_text("utf8")
         for name in ("thebe", "unpkg.com", "jsdelivr", "cdnjs", "require.min.js"):
             assert name not in text.lower(), f"{path.name} names {name}"
+
+
+def test_what_the_run_said_is_text_of_the_page(built: Book) -> None:
+    page = built.page("notebooks/04_second")
+    assert "hidden" not in page.article.get_text()
+    paragraph = next(part for part in page.find_all("p") if part.get_text().startswith("It gains"))
+    assert paragraph.find("strong").get_text() == "+0.5"
+    assert paragraph.select_one(".math") is not None
+    assert paragraph.find_parent(class_="cell_output") is None
+    assert paragraph.find_next("th").get_text() == "a"
+
+
+def test_ordinary_links_are_dressed(built: Book) -> None:
+    page = built.page("notebooks/04_second")
+    links = {link.get_text(): link["href"] for link in page.article.find_all("a")}
+    target, _, place = links["Sun et al. (2019)"].partition("#")
+    assert target == "../book/references.html"
+    assert "BERT4Rec" in built.page("book/references").find(id=place).get_text()
+    assert links["Figure 4.1"] == "#fig-c"
+    assert links["Figure 1.2"] == "01_first.html#fig-b"
+    assert links["chapter 1"] == "01_first.html"
+    assert links["clear"] == "../book/notation.html#term-clear"
+    assert built.page("book/notation").find(id="term-clear") is not None
+    assert links["exercise"] == "#exercise-again"
+    assert "Open this chapter on Colab" not in page.article.get_text()
+
+
+def test_cells_are_dressed_by_their_tags(built: Book) -> None:
+    page = built.page("notebooks/04_second")
+    guess, mistake = page.select_one(".box-guess"), page.select_one(".box-mistake")
+    assert guess.select_one(".admonition-title").get_text() == "What do you expect?"
+    assert "Which wins?" in guess.get_text()
+    assert mistake.select_one(".admonition-title").get_text() == "A classical mistake"
+    assert mistake.find_previous("h2").get_text().startswith("What goes wrong")
+    assert page.select_one("div.toy").get_text(strip=True) == "By hand: 0.5."
+
+
+def test_exercises_are_numbered_and_solutions_folded(built: Book) -> None:
+    page = built.page("notebooks/04_second")
+    posed, solved = page.select("div.exercise"), page.select("div.solution")
+    titles = [part.select_one(".admonition-title").get_text(" ", strip=True) for part in posed]
+    assert [title.split("(")[0].strip() for title in titles] == ["Exercise 4.1", "Exercise 4.2"]
+    assert "Add one" in " ".join(titles[0].split())
+    assert posed[0]["id"] == "exercise-add-one"
+    assert all("dropdown" in part["class"] for part in solved)
+    assert solved[0].select_one(".admonition-title").get_text(strip=True).startswith("Solution to")
+    assert "Three." in solved[0].get_text()
+    assert "2 + 1" in solved[0].get_text()
+    assert "It is 3." in solved[0].get_text()
+    assert "Five." in solved[1].get_text()
+    assert "Sources" not in solved[1].get_text()
 
 
 # ---- a second build ----
@@ -352,6 +435,28 @@ def test_bad_claim_fails(claim: dict[str, str], sign: str, book: Book) -> None:
     done = book.build()
     assert done.returncode != 0
     assert sign in done.stderr
+
+
+def test_what_a_plain_chapter_gets_wrong_fails(book: Book) -> None:
+    book.second(
+        markdown("[X](https://doi.org/10.1/unknown)"),
+        said("[X](https://arxiv.org/abs/9999.1)"),
+        code("chapter.say('a'); x", [STREAM], tags=["say"]),
+        markdown("[X](#fig-none)"),
+        markdown("[X](../book/notation.md#term-none)"),
+    )
+    book.write("book/status.md", f"# S\n\n{PAPER}, [X](https://doi.org/10.1/page)\n")
+    done = book.build()
+    assert done.returncode != 0
+    for sign in (
+        "cell 15: https://doi.org/10.1/unknown leads to a paper",
+        "cell 16: https://arxiv.org/abs/9999.1 leads to a paper",
+        "cell 17: a cell that calls chapter.say shows something else",
+        "fig-none",
+        "term-none",
+        "https://doi.org/10.1/page leads to a paper",
+    ):
+        assert sign in done.stderr
 
 
 def test_claim_of_two_chapters_fails(book: Book) -> None:
@@ -427,6 +532,34 @@ def test_chapter_numbers() -> None:
         "notebooks/04_bpr": {"figure": {"a": (4, 1), "b": (4, 2)}, "exercise": {"e": (4, 1)}},
         "book/index": {"figure": {"map": (1,)}},
     }
+
+
+def test_a_solution_may_be_the_last_thing_or_the_first() -> None:
+    solution = markdown("### Solution\n\nSo.", "solution")
+    cells, problems = dressed([markdown("### Exercise: A\n\nDo.", "exercise"), solution])
+    assert problems == []
+    assert [cell["source"].split()[0] for cell in cells] == [
+        "::::{exercise}",
+        "::::{solution-start}",
+        "So.",
+        "::::{solution-end}",
+    ]
+    assert dressed([solution])[1] == ["cell 1: a solution without an exercise above it"]
+
+
+def test_old_directives_are_left_as_they_are() -> None:
+    cells = [
+        {**markdown(":::{solution-start} ex-a\n:::\n\n0.5", "toy"), "id": "a"},
+        {**code("1", [], tags=["solution"]), "id": "b"},
+        {**markdown(":::{solution-end}\n:::"), "id": "c"},
+    ]
+    assert dressed(cells) == (cells, [])
+
+
+def test_a_box_is_fenced_by_more_colons_than_its_text() -> None:
+    assert boxed(markdown("a\n:::::\nb"), "note")["source"].startswith("::::::{admonition} Note\n")
+    assert boxed(markdown("### Hm"), "note")["source"] == "### Hm"  # nothing to put into the box
+    assert slug("Exercise: Add *one*, or 2") == "exercise-add-one-or-2"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"chapter": "x", "claims": []}'])

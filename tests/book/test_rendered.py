@@ -310,6 +310,7 @@ def test_requests_and_errors_are_noticed(body: str, sign: str, tmp_path: Path, b
     [
         (math_problems, '<span class="math">\\(x\\)</span>', ""),
         (math_problems, '<div class="math"><mjx-merror>Undefined</mjx-merror></div>', ""),
+        (math_problems, '<mjx-container><svg><g fill="red"></g></svg></mjx-container>', ""),
         (width_problems, '<div style="width: 600px">wide</div>', ""),
         (width_problems, '<div style="width: 600px">cut</div>', "body { overflow-x: hidden }"),
         (print_problems, "<pre>" + "x" * 400 + "</pre>", ""),

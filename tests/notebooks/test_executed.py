@@ -10,10 +10,13 @@ import nbformat
 import pytest
 
 from book.execute import ROOT, Layout
+from book.notebooks import tags
+from book.plain import OLD_SYNTAX, plain_problems
 from recsys_lib.chapter.results import ChapterResults
 
 LAYOUT = Layout(ROOT)
 SOURCES = LAYOUT.sources()
+CONVERTED = [path for path in SOURCES if path.stem not in OLD_SYNTAX]
 # Folders of the machine that a copy was made on; a reader has others.
 PRIVATE = {
     str(ROOT),
@@ -74,3 +77,71 @@ def test_what_is_glued_was_recorded(path):
     text = "\n".join(cell.source for cell in executed(path).cells if cell.cell_type == "markdown")
     glued = {key.rsplit(":", 1)[0] for key in re.findall(r"\{glue:text\}`([^`]+)`", text) if "::" not in key}
     assert glued <= known.keys()
+
+
+# ---- what the run wrote ----
+
+# A value's interval, as `f"{gap:.3f}"` and `f"{report:.3f}"` set it.
+INTERVAL = re.compile(r"\[[+−]?[\d.,]+%?,\s[+−]?[\d.,]+%?\]")
+
+
+def paragraphs_with_too_many_intervals(text):
+    return [part for part in re.split(r"\n\s*\n|^[-|]", text, flags=re.M) if len(INTERVAL.findall(part)) > 2]
+
+
+def silent_cells(notebook):
+    """Cells whose code is hidden and which show nothing, the set-up cell apart."""
+    return [
+        number
+        for number, cell in enumerate(notebook.cells, 1)
+        if cell.cell_type == "code"
+        and {"remove-cell", "remove-input"} & set(tags(cell))
+        and "setup" not in tags(cell)
+        and ("remove-cell" in tags(cell) or not any(map(is_seen, cell.outputs)))
+    ]
+
+
+def is_seen(output):
+    return output.output_type == "stream" or any(not kind.startswith("application/") for kind in output.data)
+
+
+@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+def test_what_the_run_wrote_is_plain_and_short(path):
+    for number, cell in enumerate(executed(path).cells, 1):
+        for output in cell.get("outputs", []) if "say" in tags(cell) else []:
+            said = output.get("data", {}).get("text/markdown")
+            assert said, f"cell {number} calls chapter.say and shows something else as well"
+            assert not plain_problems(said), f"cell {number}: {plain_problems(said)}"
+            crowded = paragraphs_with_too_many_intervals(said)
+            assert not crowded, (
+                f"cell {number}: more than two intervals in a paragraph; make a table: {crowded}"
+            )
+
+
+@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+def test_hidden_cells_say_something(path):
+    notebook = executed(path)
+    silent = silent_cells(notebook)
+    count = sum(cell.cell_type == "code" for cell in notebook.cells)
+    assert len(silent) <= count / 20, f"{len(silent)} of {count} code cells are hidden and silent: {silent}"
+
+
+def test_the_checks_of_what_was_written_can_fail():
+    gap = "+0.012\u00a0[+0.006,\u00a0+0.018]"
+    assert not paragraphs_with_too_many_intervals(f"A {gap}, B {gap}.\n\nC {gap}.")
+    assert not paragraphs_with_too_many_intervals(f"- A {gap}\n- B {gap}\n- C {gap}")
+    assert paragraphs_with_too_many_intervals(f"A {gap}, B {gap},\nC 0.1\u00a0[0.0,\u00a0−0.2].")
+    shown = nbformat.v4.new_output("stream", text="x")
+    glued = nbformat.v4.new_output("display_data", {"application/papermill.record/text/plain": "1"})
+    cells = [
+        nbformat.v4.new_code_cell("x", metadata={"tags": labels}, outputs=outputs)
+        for labels, outputs in [
+            ([], []),
+            (["setup", "remove-cell"], []),
+            (["remove-input"], [shown]),
+            (["remove-input"], [glued]),
+            (["remove-cell"], [shown]),
+            (["remove-input"], []),
+        ]
+    ]
+    assert silent_cells(nbformat.v4.new_notebook(cells=cells)) == [4, 5, 6]

@@ -8,7 +8,21 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from book import notebooks
-from book.notebooks import ROOT, check, draws, notebook_files, problems, setup_source, tidy, title
+from book._ext.header_card import colab_url
+from book.notebooks import (
+    ROOT,
+    check,
+    colab_address,
+    draws,
+    notebook_files,
+    problems,
+    repository,
+    says,
+    setup_source,
+    tidy,
+    title,
+)
+from book.plain import OLD_SYNTAX, without_colab_link
 
 FILES = notebook_files()
 FIGURE = {
@@ -36,6 +50,7 @@ def test_figures_and_exercises_have_names_of_their_own_in_the_whole_book():
             figure = cell.metadata.get("mystnb", {}).get("figure")
             names += [figure["name"]] if figure else []
             names += notebooks._labels(cell.source) if cell.cell_type == "markdown" else []
+        names += notebooks.exercises(notebook)
     assert sorted(names) == sorted(set(names))
 
 
@@ -51,13 +66,13 @@ def chapter():
                 metadata={"tags": ["parameters"]},
             ),
             new_code_cell("plt.plot([1, 0])", metadata=copy.deepcopy(FIGURE)),
-            new_markdown_cell("It reaches {glue:text}`x:.2f`."),
+            new_code_cell('chapter.say(f"It reaches {x:.2f}.")'),
             new_markdown_cell("By hand: 0.5 and 0.25.", metadata={"tags": ["toy"]}),
             new_code_cell("chapter.finish()"),
-            new_markdown_cell(":::{exercise} Title\n:label: ex-a\n\nDo it.\n:::"),
-            new_markdown_cell(":::{solution-start} ex-a\n:class: dropdown\n:::\n\nSo."),
+            new_markdown_cell("### Exercise: Title\n\nDo it.", metadata={"tags": ["exercise"]}),
+            new_markdown_cell("### Solution\n\nSo.", metadata={"tags": ["solution"]}),
             new_code_cell("1 + 1", metadata={"tags": ["solution"]}),
-            new_markdown_cell(":::{solution-end}\n:::"),
+            new_markdown_cell("## Sources"),
         ]
     )
 
@@ -102,18 +117,31 @@ def drop(number):
         (lambda n: n.cells[4].metadata.mystnb.image.update(alt="It ends at 0.5."), "number '0.5' is typed"),
         (lambda n: n.cells.insert(5, copy.deepcopy(n.cells[4])), "'fig-line' is used 2 times"),
         (spoil(4, source="a = 1\n" * 50), "median code cell has"),
-        (spoil(5, source="It reaches 0.07."), "cell 6: the number '0.07' is typed"),
+        (
+            spoil(1, source="## What you will be able to do\n\nIt reaches 0.07."),
+            "cell 2: the number '0.07' is typed",
+        ),
         (spoil(6, metadata={}), "cell 7: the number '0.5' is typed"),
         (spoil(4, source='chapter.claim("a", "A.", "holds", evidence="0.5 more")'), "number '0.5' is typed"),
         (spoil(4, source='chapter.text("a", f"about {x:.2f} or 0.5")'), "number '0.5' is typed"),
         (spoil(7, source="pass"), "chapter.finish() is called 0 times"),
         (spoil(4, source="chapter.finish()"), "chapter.finish() is called 2 times"),
         (spoil(7, metadata={"tags": ["raises-exception"]}), "must not end in one"),
-        (spoil(8, source="No exercise."), "a chapter has an exercise"),
-        (spoil(8, source=":::{exercise} T\n:label: ex-b\n\nDo it.\n:::"), "exercise ex-b has no solution"),
-        (spoil(8, source=":::{exercise} T\n\nDo it.\n:::"), "without a label has no solution"),
-        (drop(11), "solution of ex-a has no solution-end"),
-        (spoil(9, source="So."), "between no solution-start and solution-end"),
+        (spoil(4, source='chapter.say(f"about {x:.2f} or 0.5")'), "number '0.5' is typed"),
+        (spoil(4, source='gap.says(above="0.5 more", below="b", otherwise="c")'), "number '0.5' is typed"),
+        (spoil(5, source='chapter.say("x")\nplt.show()'), "cell 6 calls chapter.say and draws"),
+        (spoil(5, metadata={"tags": ["say"]}, source="x"), "cell 6 is tagged say and does not call"),
+        (spoil(6, source="As {cite}`x` says."), "cell 7: a role: {cite}"),
+        (spoil(6, source="[x](https://doi.org/10.1/x)"), "cell 7: https://doi.org/10.1/x leads to a paper"),
+        (spoil(8, metadata={}), "a chapter has an exercise"),
+        (spoil(8, source="Do it."), "cell 9: an exercise starts with the heading"),
+        (spoil(8, source="### Exercise: T\n\n### Hint"), "cell 9: a heading in the middle of a box"),
+        (drop(9), "cell 10: a solution starts with a Markdown cell"),
+        (spoil(9, source="So."), "cell 10: a solution starts with a Markdown cell"),
+        (lambda n: n.cells.insert(9, copy.deepcopy(n.cells[8])), "exercise of cell 9 has no solution"),
+        (lambda n: n.cells.insert(12, copy.deepcopy(n.cells[9])), "cell 13: this solution has no exercise"),
+        (lambda n: n.cells.insert(10, new_markdown_cell("Aside.")), "cell 12: a solution starts with"),
+        (lambda n: n.cells.__delitem__(slice(9, 11)), "exercise of cell 9 has no solution"),
     ],
 )
 def test_what_is_missing_is_named(change, message):
@@ -127,6 +155,79 @@ def test_what_is_missing_is_named(change, message):
         ]
     found = problems(notebook)
     assert any(message in problem for problem in found), found
+
+
+OLD = [
+    new_markdown_cell(":::{exercise} Title\n:label: ex-a\n\nDo it.\n:::"),
+    new_markdown_cell(":::{solution-start} ex-a\n:class: dropdown\n:::\n\nSo."),
+    new_code_cell("1 + 1", metadata={"tags": ["solution"]}),
+    new_markdown_cell(":::{solution-end}\n:::"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda n: None, ""),
+        (spoil(8, source="No exercise."), "a chapter has an exercise"),
+        (spoil(8, source=":::{exercise} T\n:label: ex-b\n\nDo it.\n:::"), "exercise ex-b has no solution"),
+        (spoil(8, source=":::{exercise} T\n\nDo it.\n:::"), "without a label has no solution"),
+        (drop(11), "solution of ex-a has no solution-end"),
+        (spoil(9, source="So."), "between no solution-start and solution-end"),
+    ],
+)
+def test_chapters_in_the_old_syntax_are_held_to_its_rules(change, message, monkeypatch):
+    monkeypatch.setattr(notebooks, "OLD_SYNTAX", ("01_a",))
+    notebook = chapter()
+    notebook.cells[8:] = copy.deepcopy(OLD)
+    change(notebook)
+    found = problems(notebook, "01_a")
+    assert any(message in problem for problem in found) if message else not found, found
+    assert any("a directive" in problem for problem in problems(notebook, "02_b"))
+
+
+def test_the_list_of_old_chapters_names_chapters():
+    assert set(OLD_SYNTAX) <= {path.stem for path in FILES}
+
+
+def test_a_cell_that_says_something_is_hidden_everywhere():
+    notebook = chapter()
+    notebook.cells[5].metadata = {"tags": ["solution"]}
+    cell = json.loads(tidy(notebook))["cells"][5]
+    assert cell["metadata"] == {
+        "tags": ["solution", "say", "remove-input"],  # the book
+        "jupyter": {"source_hidden": True},  # JupyterLab
+        "cellView": "form",  # Colab
+    }
+    assert "".join(cell["source"]) == '# @title Text that this run wrote\nchapter.say(f"It reaches {x:.2f}.")'
+    notebook.cells[5].source = '#@title What it reaches\nif x:\n    chapter.say(f"{x:.2f}")'
+    assert json.loads(tidy(notebook))["cells"][5]["source"][0] == "#@title What it reaches\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('chapter.say("a")', True),
+        ('if x:\n    chapter.say("a")', True),
+        ('def f():\n    chapter.say("a")', True),
+        ('print("chapter.say()")', False),
+        ("other.say()", False),
+        ("%time x", False),
+    ],
+)
+def test_which_cells_say_something(source, expected):
+    assert says(source) is expected
+
+
+def test_the_first_cell_leads_to_colab():
+    notebook = chapter()
+    tidied = nbformat.reads(tidy(notebook, name="05_new"), as_version=4)
+    first = tidied.cells[0].source
+    assert first.startswith("# A chapter\n\nAbout this.\n\n[Open this chapter on Colab](https://colab.")
+    assert first.endswith("/notebooks/05_new.ipynb)")
+    assert without_colab_link(first) == "# A chapter\n\nAbout this."
+    assert tidy(tidied, name="05_new") == nbformat.writes(tidied) + "\n"
+    assert colab_address("05_new") == colab_url(repository(), "notebooks/05_new")  # the page's own button
 
 
 @pytest.mark.parametrize(
@@ -157,8 +258,8 @@ def test_tidying_keeps_what_is_meant_and_nothing_else(tmp_path):
     notebook.cells[2].source = "anything"
     assert tidy(notebook) == wanted
     assert tidy(nbformat.reads(wanted, as_version=4)) == wanted
-    file = tmp_path / "01_a.ipynb"
-    file.write_text(wanted)
+    file = tmp_path / "05_a.ipynb"
+    file.write_text(tidy(notebook, name="05_a"))
     assert check(file) == []
 
 

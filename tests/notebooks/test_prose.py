@@ -34,6 +34,7 @@ from book.prose import typed_numbers
         ("{sub}`0.05`", ["0.05"]),
         # a citation covers its own sentence only
         ("They found 0.29 {cite}`rendle2009`. We find 0.07.", ["0.07"]),
+        ("[They](https://doi.org/10.1145/3357384.3357895) found 0.29. We find 0.07.", ["0.07"]),
         ("We find 0.07. They found 0.29 {cite}`rendle2009`.", ["0.07"]),
         ("We find 0.07.\n\n- They found 0.29 {cite}`rendle2009`.\n- We 0.08.", ["0.07", "0.08"]),
     ],
@@ -49,6 +50,7 @@ def test_a_typed_number_is_found(text, numbers):
         "BPR reaches {glue:text}`bpr:.3f`, from {glue:text}`bpr_low:.3f`.",
         "{glue:text}`../notebooks/04_bpr.ipynb::bpr:.3f`",
         "They reached 0.292 {cite}`rendle2009`.",
+        "[Rendle et al. (2009)](https://arxiv.org/abs/1205.2618) reached 0.292.",
         "In {cite:t}`he2017`, the rate was 0.001, e.g. 5 % of that.",
         "set `lr=0.5` here, or ``0.5``",
         "```python\nx = 0.5\n```",
