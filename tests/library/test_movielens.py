@@ -6,10 +6,12 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -752,3 +754,79 @@ def test_tables_hold_what_a_sparse_check_says(movielens: MovieLens) -> None:
     assert torch.bincount(inter.ratings.long()).tolist() == [0, 6110, 11370, 27145, 34174, 21201]
     assert int(inter.user_counts().min()) == 20
     assert len(torch.unique(inter.users * inter.n_items + inter.items)) == 100_000
+
+
+# ---------------------------------------------------------------------- two editions side by side
+
+
+def loaded(root: Path) -> tuple[MovieLens, list[str]]:
+    """The tiny "latest-small" and what was warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = load_movielens("latest-small", root=root, progress=False)
+    return data, [str(warning.message) for warning in caught]
+
+
+def unpack(folder: Path, members: Mapping[str, bytes]) -> None:
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("place", ["ml-latest-small/", ""])
+def test_loose_files_of_another_edition_are_named_beside_the_one_in_use(
+    tiny: FileServer, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "movielens"
+    members = csv_archive("ml-latest-small")
+    unpack(folder, {name.replace("ml-latest-small/", place): content for name, content in members.items()})
+    first, silence = loaded(tmp_path)
+    assert silence == []  # what was unpacked from the archive says the same as it
+
+    ratings = folder / f"{place}ratings.csv"
+    ratings.write_bytes(ratings.read_bytes().replace(b"5.0", b"2.5"))
+    second, [words] = loaded(tmp_path)
+    assert_same(first, second)
+    assert f"{ratings}, {folder / place / 'movies.csv'}: loose files that are not the data in use" in words
+    assert f"of {tiny.url}/ml-latest-small.zip, kept in {folder / 'latest-small'}" in words
+    assert f"put them into {folder / 'ml-latest-small.zip'}" in words
+
+    # and as the words have it: into the archive, and load again
+    changed = {name: (folder / place / Path(name).name).read_bytes() for name in members}
+    (folder / "ml-latest-small.zip").write_bytes(zipped(changed))
+    third, [words] = loaded(tmp_path)
+    assert_same(first, third)
+    assert "ml-latest-small.zip is not the archive that was read" in words
+    assert f"delete {folder / 'latest-small'} and load again" in words
+    shutil.rmtree(folder / "latest-small")
+    fourth, [words] = loaded(tmp_path)
+    assert "another edition" in words
+    assert sorted(fourth.interactions.ratings.tolist()) == [0.5, 1.0, 2.5, 4.5]
+    assert loaded(tmp_path)[1] == []
+
+
+def test_loose_files_without_an_archive_are_compared_with_the_tables(
+    tiny: FileServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "movielens"
+    loaded(tmp_path)
+    (folder / "ml-latest-small.zip").unlink()
+    unpack(folder, csv_archive("ml-latest-small", newline="\n"))  # other bytes, the same ratings
+    assert loaded(tmp_path)[1] == []
+    (folder / "ml-latest-small" / "movies.csv").unlink()
+    [words] = loaded(tmp_path)[1]
+    assert "ml-latest-small/ratings.csv: loose files that are not the data in use" in words
+
+
+def test_of_a_frozen_edition_only_the_archive_is_read(tiny: FileServer, tmp_path: Path) -> None:
+    unpack(tmp_path / "movielens", {**ARCHIVE_1M, "ml-1m/ratings.dat": b"1::5::1::978300760\n"})
+    with pytest.warns(UserWarning, match=r"ml-1m/ratings\.dat.*only the published archive is read") as caught:
+        data = load_movielens("1m", root=tmp_path, progress=False)
+    assert caught[0].filename == __file__
+    assert len(data.interactions) == 4
+
+
+def test_where_only_loose_files_lie_the_error_names_them(tmp_path: Path) -> None:
+    unpack(tmp_path / "movielens", csv_archive("ml-latest-small"))
+    with pytest.raises(DownloadError, match=r"ml-latest-small/ratings\.csv.*: loose files are not read"):
+        load_movielens("latest-small", root=tmp_path, progress=False)
