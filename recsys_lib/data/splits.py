@@ -79,9 +79,11 @@ def leave_last_out(
         The split.
 
     Raises:
-        ValueError: No user has two events (or groups) to part, or an argument makes no sense.
+        ValueError: There are no events, no user has two (or two groups) to part, or an argument makes no
+            sense.
     """
     wanted = _wanted(inter, n)  # (n_users,) events to hold out
+    _check_some(inter)
     rule = f"{_amount(n)} of each user's history for test, {_amount(n)} before for validation; "
     if isinstance(ties, Tensor):
         if ties.shape != inter.users.shape:
@@ -124,10 +126,7 @@ def leave_last_out(
     n_test = torch.zeros_like(counts).index_add_(0, unit_user[in_test], unit_size[in_test])  # (n_users,)
     in_validation = may_leave & ~in_test & (later - n_test[unit_user] < wanted[unit_user])
     if not bool(in_test.any()):
-        raise ValueError(
-            "no user has two events at different times, so none can be held out; "
-            'without timestamps use ties="random" or random_split'
-        )
+        raise ValueError(_why_none(inter))
     part = (in_validation.long() + 2 * in_test.long())[unit]  # (E,) 0 train, 1 validation, 2 test
     return _split(inter, torch.empty_like(part).scatter_(0, order, part), rule)
 
@@ -143,9 +142,10 @@ def temporal_split(inter: Interactions, fractions: tuple[float, float, float] = 
         fractions: Shares of train, validation and test; they sum to 1.
 
     Raises:
-        ValueError: All events have the same time, or the fractions make no sense.
+        ValueError: There are no events, all have the same time, or the fractions make no sense.
     """
     _check_fractions(fractions)
+    _check_some(inter)
     times, counts = torch.unique(inter.timestamps, return_counts=True)  # (T,) sorted
     if len(times) < 2:
         raise ValueError("all events have the same time, so no point in time can part them")
@@ -170,8 +170,12 @@ def random_split(
         inter: The events.
         fractions: Shares of train, validation and test; they sum to 1.
         seed: Seed of the deal. It depends on the events' content, not on the order of rows.
+
+    Raises:
+        ValueError: The events are none or too few, or the fractions make no sense.
     """
     _check_fractions(fractions)
+    _check_some(inter)
     n_train = round(fractions[0] * len(inter))
     n_held = round((fractions[0] + fractions[1]) * len(inter))
     if n_train < 1 or n_held >= len(inter):
@@ -197,6 +201,7 @@ def cold_item_split(inter: Interactions, fraction: float = 0.2, seed: int = 0) -
     """
     if not 0 < fraction < 0.5:
         raise ValueError(f"fraction must lie between 0 and 0.5 (it is taken twice), got {fraction}")
+    _check_some(inter)
     known = (inter.item_counts() > 0).nonzero().squeeze(1).cpu()  # (M,)
     n_held = max(1, round(fraction * len(known)))
     if 2 * n_held >= len(known):
@@ -218,6 +223,29 @@ def cold_item_split(inter: Interactions, fraction: float = 0.2, seed: int = 0) -
 def _split(inter: Interactions, part: Tensor, rule: str) -> Split:
     """The split in which ``part`` (E,) says 0 for train, 1 for validation, 2 for test."""
     return Split(inter[part == 0], inter[part == 1], inter[part == 2], rule)
+
+
+def _check_some(inter: Interactions) -> None:
+    if not len(inter):
+        raise ValueError(
+            "there are no events to split; if they were chosen, by positives(...), a mask or a minimum, "
+            "nothing met the condition"
+        )
+
+
+def _why_none(inter: Interactions) -> str:
+    """Why no event of these can be held out by time."""
+    if int(inter.user_counts().max()) < 2:
+        return f"no user has two events ({len(inter):,} users have one each), so none can be held out"
+    if bool((inter.timestamps == inter.timestamps[0]).all()):
+        return (
+            "all events have the same time, as without a timestamp column, so no user has two events at "
+            'different times; without timestamps use ties="random" or random_split'
+        )
+    return (
+        "no user has two events at different times, so none can be held out; "
+        'to part events at the same time use ties="random" or random_split'
+    )
 
 
 def _wanted(inter: Interactions, n: int | float) -> Tensor:

@@ -263,8 +263,30 @@ def test_without_times_nothing_can_be_held_out_by_time() -> None:
     with pytest.raises(ValueError, match="all events have the same time"):
         temporal_split(inter)
     assert len(leave_last_out(inter, ties="random").test) == 1
-    with pytest.raises(ValueError, match="no user has two events"):
-        leave_last_out(inter[[]])
+    with pytest.raises(ValueError, match=r"^all events have the same time, as without a timestamp column"):
+        leave_last_out(inter)
+
+
+@pytest.mark.parametrize("cut", SPLITS.values(), ids=SPLITS)
+def test_nothing_to_split_is_not_blamed_on_the_times(
+    small: Interactions, cut: Callable[[Interactions], Split]
+) -> None:
+    none = small[small.ratings < 2][[]]
+    with pytest.raises(ValueError, match=r"^there are no events to split; .*positives\(...\)"):
+        cut(none)
+
+
+def test_the_reason_why_nothing_can_be_held_out_by_time() -> None:
+    frame = pd.DataFrame({"user_id": [1, 2, 3], "item_id": [1, 1, 2], "timestamp": [10, 20, 30]})
+    with pytest.raises(ValueError, match=r"no user has two events \(3 users have one each\)"):
+        leave_last_out(Interactions.from_frame(frame))
+    with pytest.raises(ValueError, match=r"no user has two events \(3 users have one each\)"):
+        leave_last_out(Interactions.from_frame(frame), ties="random")
+    tied = frame.assign(user_id=[1, 1, 2], timestamp=[10, 10, 30])
+    with pytest.raises(
+        ValueError, match=r"no user has two events at different times.*part events at the same"
+    ):
+        leave_last_out(Interactions.from_frame(tied))
 
 
 # ---------------------------------------------------------------------- the other three
