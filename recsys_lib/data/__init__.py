@@ -1,9 +1,11 @@
 """Data: events as tensors, ways to split them, and where to get some."""
 
+from recsys_lib.data.catalogs import ids_at
 from recsys_lib.data.download import DownloadError, cache_root
-from recsys_lib.data.interactions import Interactions, merge
+from recsys_lib.data.interactions import Interactions, check_same_catalog, merge
 from recsys_lib.data.movielens import MovieLens, load_movielens
 from recsys_lib.data.splits import Split, cold_item_split, leave_last_out, random_split, temporal_split
+from recsys_lib.data.times import check_seconds
 
 __all__ = [
     "DownloadError",
@@ -11,7 +13,10 @@ __all__ = [
     "MovieLens",
     "Split",
     "cache_root",
+    "check_same_catalog",
+    "check_seconds",
     "cold_item_split",
+    "ids_at",
     "leave_last_out",
     "load_movielens",
     "merge",

@@ -7,11 +7,12 @@ canonical, so nothing that is computed from it can depend on the order of the ro
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
+import math
 import numbers
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,12 +20,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from recsys_lib.data.catalogs import difference_of_ids, encode_ids, ids_at, positions_of
+from recsys_lib.data.columns import column_of, first, show, where
 from recsys_lib.data.ragged import offsets, sort_by
+from recsys_lib.data.times import read_times
 
 Duplicates = Literal["keep", "first", "last", "error"]
-
-# Seconds up to the year 9999. Larger integers are milliseconds or finer, not seconds.
-_LATEST_SECOND = 253_402_300_799
 
 
 class _Usual(str):
@@ -35,7 +36,6 @@ class _Usual(str):
 
 _USUAL_RATING = _Usual("rating")
 _USUAL_TIMESTAMP = _Usual("timestamp")
-_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -57,7 +57,8 @@ class Interactions:
         n_users: Size of the user catalog; users without an event count.
         n_items: Size of the item catalog; items without an event count.
         user_ids: Contiguous user id -> the caller's id.
-        item_ids: Contiguous item id -> the caller's id.
+        item_ids: Contiguous item id -> the caller's id. For tensors of ids, padded ones too, there are
+            :meth:`item_ids_at` and :meth:`user_ids_at`.
     """
 
     users: Tensor
@@ -69,6 +70,8 @@ class Interactions:
     n_items: int
     user_ids: pd.Index
     item_ids: pd.Index
+    # The lowest and the highest rating of all events that these are a part of; None if none has a rating.
+    _scale: tuple[float, float] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse tensors that do not belong together."""
@@ -91,6 +94,10 @@ class Interactions:
                 f"the catalogs hold {len(self.user_ids)} users and {len(self.item_ids)} items, "
                 f"but n_users is {self.n_users} and n_items is {self.n_items}"
             )
+        if self._scale is None and self.ratings.device.type != "meta":
+            given = self.ratings[~self.ratings.isnan()]
+            if len(given):
+                object.__setattr__(self, "_scale", (float(given.min()), float(given.max())))
 
     # ------------------------------------------------------------------ in and out
 
@@ -98,10 +105,10 @@ class Interactions:
     def from_frame(
         cls,
         frame: pd.DataFrame,
-        user: str = "user_id",
-        item: str = "item_id",
-        rating: str | None = _USUAL_RATING,
-        timestamp: str | None = _USUAL_TIMESTAMP,
+        user: Hashable = "user_id",
+        item: Hashable = "item_id",
+        rating: Hashable | None = _USUAL_RATING,
+        timestamp: Hashable | None = _USUAL_TIMESTAMP,
         *,
         user_ids: pd.Index | Sequence[Any] | None = None,
         item_ids: pd.Index | Sequence[Any] | None = None,
@@ -111,7 +118,8 @@ class Interactions:
 
         Args:
             frame: The events. It is not changed.
-            user: Name of the column of user ids. Ids of one sortable type: integers, strings, ...
+            user: Name of the column of user ids, a string or whatever the frame calls its columns. Ids of
+                one sortable type: integers, strings, ...
             item: Name of the column of item ids.
             rating: Name of the column of ratings, numbers or missing. Left at its default, the column
                 may be absent; then, and with ``None``, every event gets the rating 1.0.
@@ -121,7 +129,7 @@ class Interactions:
                 with ``None``, every event gets the time 0.
             user_ids: The user catalog, in the order of the contiguous ids. By default the sorted ids
                 of the frame. Give another ``Interactions``' ``user_ids`` to share its mapping.
-            item_ids: The item catalog, likewise.
+            item_ids: The item catalog, likewise. It may hold items without an event: a shop's whole range.
             duplicates: What to do with several events of one user and one item: keep all, keep the
                 ``"first"`` or the ``"last"`` in canonical order (the earliest or latest; at the same
                 time the lowest or highest rating), or raise an ``"error"``.
@@ -130,28 +138,30 @@ class Interactions:
             The events in canonical order, on the CPU.
 
         Raises:
-            TypeError: ``frame`` is not a data frame.
+            TypeError: ``frame`` is not a data frame, or a catalog is no list of ids.
             KeyError: A column is missing, or an id is not in the catalog given.
             ValueError: The frame is empty, or a cell makes no sense: a missing id, ids of mixed types,
                 a rating that is infinite or not a number, a time that is missing or cannot be read. The
-                message names the column and a row.
+                message names the column and a row. Or a catalog holds an id twice.
+
+        Warns:
+            UserWarning: The times are hardly seconds; see :func:`recsys_lib.data.times.check_seconds`.
         """
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(
-                f"frame must be a pandas DataFrame, got {type(frame).__name__}; "
-                "convert it first, for example with .to_pandas()"
+                f"frame must be a pandas DataFrame, got {type(frame).__name__}; {_way_to_a_frame(frame)}"
             )
         if duplicates not in ("keep", "first", "last", "error"):
             raise ValueError(f'duplicates must be "keep", "first", "last" or "error", got {duplicates!r}')
-        user_column = _column(frame, user, "user")
-        item_column = _column(frame, item, "item")
+        user_column = column_of(frame, user, "user")
+        item_column = column_of(frame, item, "item")
         rating_column = _optional_column(frame, rating, "rating")
         time_column = _optional_column(frame, timestamp, "timestamp")
         if len(frame) == 0:
             raise ValueError("the frame is empty: it has no row to take an event from")
 
-        users, user_catalog = _encode_ids(user_column, user, user_ids, "user_ids")
-        items, item_catalog = _encode_ids(item_column, item, item_ids, "item_ids")
+        users, user_catalog = encode_ids(user_column, user_ids, "user_ids")
+        items, item_catalog = encode_ids(item_column, item_ids, "item_ids")
         events = cls(
             users=torch.from_numpy(users),
             items=torch.from_numpy(items),
@@ -159,7 +169,7 @@ class Interactions:
             timestamps=(
                 torch.zeros(len(frame), dtype=torch.int64)
                 if time_column is None
-                else _encode_times(time_column)
+                else torch.from_numpy(read_times(time_column))
             ),
             rows=torch.arange(len(frame)),
             n_users=len(user_catalog),
@@ -220,13 +230,21 @@ class Interactions:
                 Positions may repeat. The result is in canonical order, whatever the order of the positions.
 
         Raises:
+            TypeError: The index is a pandas Series or another table's column. It does not say whether it is
+                in the order of the frame or in that of the events.
             IndexError: The mask has another length, or a position is out of range.
         """
+        if not isinstance(index, (slice, Tensor, np.ndarray, Sequence, numbers.Integral)):
+            raise TypeError(
+                f"a {type(index).__name__} is in the order of its frame, and the events are in their own: "
+                "use inter[mask.to_numpy()[inter.rows]] for a mask over the rows of the frame that was read, "
+                "and inter[mask.to_numpy()] for one over those of inter.to_frame()"
+            )
         device = self.users.device
         if isinstance(index, slice):
             positions = torch.arange(len(self), device=device)[index]
         else:
-            positions = torch.as_tensor(index, device=device)
+            positions = torch.as_tensor(_writable(index), device=device)
             if positions.ndim != 1:
                 raise IndexError(f"the index must be 1-D, got shape {tuple(positions.shape)}")
             if positions.dtype == torch.bool:
@@ -252,10 +270,40 @@ class Interactions:
                 event is positive, as with purchases or clicks.
 
         Returns:
-            The positive events; ids, ``n_users`` and ``n_items`` keep their meaning.
+            The positive events; ids, ``n_users`` and ``n_items`` keep their meaning. A part of the events,
+            such as one user's, may well have none.
+
+        Raises:
+            ValueError: No event can be positive: all ratings of the frame that was read lie below the
+                threshold (there was no rating column, or the scale is another), or none is given.
+
+        Warns:
+            UserWarning: Some ratings are missing; their events are left out.
         """
         if min_rating is None:
             return self
+        given: Any = min_rating
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or math.isnan(given):
+            raise ValueError(f"min_rating must be a number or None, got {min_rating!r}")
+        way_out = "positives(None) takes every event, positives(x) those rated x or more"
+        if self._scale is None:
+            if len(self):
+                raise ValueError(f"no event has a rating, so none can be positive; {way_out}")
+            return self
+        low, high = self._scale
+        with np.errstate(over="ignore"):
+            none_can = np.float32(high) < np.float32(min_rating)  # in the precision of the ratings
+        if none_can:
+            found = f"go from {low:g} to {high:g}"
+            if low == high:
+                found = f"are all {low:g}" + (", as without a rating column" if low == 1 else "")
+            raise ValueError(f"no event has a rating of {min_rating:g} or more: they {found}; {way_out}")
+        missing = int(self.ratings.isnan().sum())
+        if missing:
+            warnings.warn(
+                f"{missing:,} of {len(self):,} events have no rating and are left out, as not positive",
+                stacklevel=2,
+            )
         return self[self.ratings >= min_rating]
 
     # ------------------------------------------------------------------ views of it
@@ -298,6 +346,7 @@ class Interactions:
 
         Raises:
             ValueError: Some rating is missing, or ``values`` has another shape.
+            TypeError: ``values`` is neither a tensor nor one of the words.
         """
         crow, items, inverse = self._distinct
         if isinstance(values, str) and values == "binary":
@@ -314,6 +363,10 @@ class Interactions:
                         "take the others first: inter[~inter.ratings.isnan()]"
                     )
             else:
+                if not isinstance(values, Tensor):
+                    raise TypeError(
+                        f'values must be "binary", "ratings" or a tensor, got {type(values).__name__}'
+                    )
                 weights = values.to(device=self.users.device, dtype=torch.float32)
                 if weights.shape != self.users.shape:
                     raise ValueError(
@@ -336,8 +389,17 @@ class Interactions:
 
         Returns:
             One int64 tensor a user, empty for a user without events.
+
+        Raises:
+            TypeError: The users are not integers; a mask is none either.
+            IndexError: A user is out of range.
         """
-        wanted = range(self.n_users) if users is None else torch.as_tensor(users).tolist()
+        wanted = range(self.n_users) if users is None else torch.as_tensor(_writable(users)).tolist()
+        if any(not isinstance(u, int) or isinstance(u, bool) for u in wanted):
+            raise TypeError(
+                "users must be contiguous ids, integers; of a mask, give mask.nonzero().squeeze(1), "
+                "and of your own ids inter.user_index(ids)"
+            )
         for u in wanted:
             if not 0 <= u < self.n_users:
                 raise IndexError(f"user {u} is out of range for {self.n_users} users")
@@ -358,7 +420,7 @@ class Interactions:
         Raises:
             KeyError: An id is not in the catalog; the message names it.
         """
-        return _lookup(self.user_ids, ids, "user").to(self.users.device)
+        return positions_of(self.user_ids, ids, "user").to(self.users.device)
 
     def item_index(self, ids: Any) -> Tensor:
         """The caller's item ids (one, or several) -> contiguous ids (B,) int64.
@@ -366,7 +428,40 @@ class Interactions:
         Raises:
             KeyError: An id is not in the catalog; the message names it.
         """
-        return _lookup(self.item_ids, ids, "item").to(self.items.device)
+        return positions_of(self.item_ids, ids, "item").to(self.items.device)
+
+    def user_ids_at(self, users: Tensor | np.ndarray | Sequence[int] | int) -> Any:
+        """Contiguous user ids, of any shape -> the caller's ids, in that shape.
+
+        Args:
+            users: Integers; -1 is padding.
+
+        Returns:
+            An array of the ids, with ``None`` for padding; see :func:`recsys_lib.data.catalogs.ids_at`.
+
+        Raises:
+            TypeError: The indices are not integers.
+            IndexError: One is out of range.
+        """
+        return ids_at(self.user_ids, users, "user")
+
+    def item_ids_at(self, items: Tensor | np.ndarray | Sequence[int] | int) -> Any:
+        """Contiguous item ids, of any shape -> the caller's ids, in that shape.
+
+        What ``recommend`` returns is read this way: ``item_ids[items]`` would take the padding of a short
+        row, -1, for the last item.
+
+        Args:
+            items: Integers; -1 is padding.
+
+        Returns:
+            An array of the ids, with ``None`` for padding; see :func:`recsys_lib.data.catalogs.ids_at`.
+
+        Raises:
+            TypeError: The indices are not integers.
+            IndexError: One is out of range.
+        """
+        return ids_at(self.item_ids, items, "item")
 
     def _replace(self, change: Callable[[Tensor], Tensor]) -> Interactions:
         """A copy with ``change`` applied to every event tensor."""
@@ -380,6 +475,30 @@ class Interactions:
         )
 
 
+def check_same_catalog(first: Interactions, second: Interactions, where: str) -> None:
+    """Refuse events over other users or items: equal counts do not make them the same ones.
+
+    Parts of one ``Interactions`` share their catalogs; comparing those costs nothing.
+
+    Args:
+        first: Events.
+        second: Events.
+        where: Who asks, for the message: ``"evaluate"``.
+
+    Raises:
+        ValueError: The catalogs differ. The message says which, and gives an example.
+    """
+    differences = [
+        difference_of_ids(first.user_ids, second.user_ids, "user"),
+        difference_of_ids(first.item_ids, second.item_ids, "item"),
+    ]
+    if any(differences):
+        raise ValueError(
+            f"{where}: the two do not share their catalogs: {'; '.join(filter(None, differences))}. Read the "
+            "second with user_ids=first.user_ids, item_ids=first.item_ids, or both from one frame"
+        )
+
+
 def merge(first: Interactions, second: Interactions) -> Interactions:
     """The events of both, in canonical order.
 
@@ -390,12 +509,12 @@ def merge(first: Interactions, second: Interactions) -> Interactions:
     Raises:
         ValueError: The two do not share their catalogs.
     """
-    if not (first.user_ids.equals(second.user_ids) and first.item_ids.equals(second.item_ids)):
-        raise ValueError("the two have different users or items; they cannot be merged")
+    check_same_catalog(first, second, "merge")
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(first, name), getattr(second, name)])
 
+    scales = [part._scale for part in (first, second) if part._scale is not None]
     both = dataclasses.replace(
         first,
         users=joined("users"),
@@ -403,6 +522,7 @@ def merge(first: Interactions, second: Interactions) -> Interactions:
         ratings=joined("ratings"),
         timestamps=joined("timestamps"),
         rows=joined("rows"),
+        _scale=(min(low for low, _ in scales), max(high for _, high in scales)) if scales else None,
     )
     order = _canonical_order(both)
     return both._replace(lambda tensor: tensor[order])
@@ -423,92 +543,48 @@ def _canonical_order(events: Interactions) -> Tensor:
 # ---------------------------------------------------------------------- reading a frame
 
 
-def _column(frame: pd.DataFrame, name: str, role: str) -> pd.Series:
-    """The column, or an error that lists the columns there are."""
-    if name not in frame.columns:
-        raise KeyError(f'the frame has no {role} column "{name}"; its columns are {list(frame.columns)}')
-    column = frame[name]
-    if not isinstance(column, pd.Series):
-        raise ValueError(f'the frame has several columns "{name}"')
-    return column
-
-
-def _optional_column(frame: pd.DataFrame, name: str | None, role: str) -> pd.Series | None:
+def _optional_column(frame: pd.DataFrame, name: Hashable | None, role: str) -> pd.Series | None:
     """The column; left at its default name it may be absent, asked for by name it may not."""
-    if name is None or (isinstance(name, _Usual) and name not in frame.columns):
-        return None
-    return _column(frame, str(name), role)
+    if isinstance(name, _Usual):
+        name = str(name)
+        if name not in frame.columns:
+            return None
+    return None if name is None else column_of(frame, name, role)
 
 
-def _where(column: pd.Series, position: int) -> str:
-    """Words that lead the reader to a cell: its column, its row and, where it differs, its label."""
-    label = column.index[position]
-    at = f'column "{column.name}", row {position}'
-    return at if label == position else f"{at} (index {label!r})"
-
-
-def _show(value: object) -> str:
-    """The value as one would type it: 7, not np.int64(7)."""
-    return repr(value.item() if isinstance(value, np.generic) else value)
-
-
-def _first(mask: np.ndarray) -> int:
-    """Position of the first True."""
-    return int(np.flatnonzero(mask)[0])
-
-
-def _encode_ids(
-    column: pd.Series, name: str, catalog: pd.Index | Sequence[Any] | None, argument: str
-) -> tuple[np.ndarray, pd.Index]:
-    """Contiguous ids (E,) int64 of a column, and the catalog they point into."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise ValueError(f"{_where(column, _first(missing))}: the id is missing")
-    if pd.api.types.is_float_dtype(column.dtype):
-        infinite = np.isinf(column.to_numpy(dtype=np.float64))
-        if infinite.any():
-            raise ValueError(f"{_where(column, _first(infinite))}: the id is infinite")
-    if column.dtype == object:
-        _refuse_mixed_types(column)
-    if catalog is None:
-        try:
-            known = pd.Index(column.unique(), tupleize_cols=False).sort_values()
-        except TypeError as error:
-            raise ValueError(
-                f'column "{name}": its ids cannot be put in order ({error}); use integers or strings'
-            ) from error
-    else:
-        known = pd.Index(catalog, tupleize_cols=False)
-        if known.hasnans:
-            raise ValueError(f"{argument} holds a missing id")
-        if not known.is_unique:
-            raise ValueError(f"{argument} holds {_show(known[known.duplicated()][0])} more than once")
-    codes = known.get_indexer(pd.Index(column, tupleize_cols=False)).astype(np.int64, copy=False)
-    unknown = codes < 0
-    if unknown.any():
-        at = _first(unknown)
-        raise KeyError(f"{_where(column, at)}: the id {_show(column.iloc[at])} is not in {argument}")
-    return codes, known
-
-
-def _refuse_mixed_types(column: pd.Series) -> None:
-    """Ids of several types have no order, and True == 1 == 1.0 would make one id of three."""
-
-    def kind(value: Any) -> type:
-        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-            return int
-        return str if isinstance(value, str) else type(value)
-
-    kinds = column.map(kind)
-    mixed = (kinds != kinds.iloc[0]).to_numpy()
-    if mixed.any():
-        at = _first(mixed)
-        raise ValueError(
-            f"{_where(column, at)}: the ids are of mixed types, {kinds.iloc[0].__name__} in row 0 "
-            f"but {kinds.iloc[at].__name__} here; convert the column to one type"
+def _way_to_a_frame(given: Any) -> str:
+    """What to do with something that is no data frame but could become one."""
+    if isinstance(given, pd.Series):
+        return "of a Series with users and items in its index, .reset_index() is one"
+    if isinstance(given, (str, Path)):
+        return "read the file first, with pd.read_csv or pd.read_parquet"
+    if hasattr(given, "to_pandas"):  # polars, pyarrow, datasets, cudf
+        return "convert it first with .to_pandas()"
+    if hasattr(given, "collect"):  # lazy polars
+        return "convert it first with .collect().to_pandas()"
+    if hasattr(given, "tocoo"):  # scipy.sparse
+        return (
+            "of a sparse user-item matrix, make one with coo = matrix.tocoo(); "
+            'frame = pd.DataFrame({"user_id": coo.row, "item_id": coo.col, "rating": coo.data}), and give '
+            "user_ids=range(matrix.shape[0]), item_ids=range(matrix.shape[1]) to keep empty rows and columns"
         )
+    if isinstance(given, Tensor) and given.layout != torch.strided:
+        return (
+            "of a sparse user-item matrix, make one with coo = matrix.to_sparse_coo().coalesce().cpu(); "
+            'frame = pd.DataFrame({"user_id": coo.indices()[0], "item_id": coo.indices()[1], '
+            '"rating": coo.values()}), and give user_ids=range(matrix.shape[0]), '
+            "item_ids=range(matrix.shape[1]) to keep empty rows and columns"
+        )
+    if isinstance(given, np.ndarray) and given.dtype.names:
+        return "make one with pd.DataFrame(array)"
+    if isinstance(given, (np.ndarray, Tensor)):
+        return (
+            "of an array with one event a row, make one with "
+            'frame = pd.DataFrame(array, columns=["user_id", "item_id", ...]); of a dense user-item matrix, '
+            "with users, items = np.nonzero(matrix); "
+            'frame = pd.DataFrame({"user_id": users, "item_id": items, "rating": matrix[users, items]})'
+        )
+    return "make one of it with pd.DataFrame(...)"
 
 
 def _encode_ratings(column: pd.Series) -> Tensor:
@@ -521,105 +597,26 @@ def _encode_ratings(column: pd.Series) -> Tensor:
         )
         wrong &= ~column.map(lambda value: type(value).__name__ == "Decimal").to_numpy(bool)
         if wrong.any():
-            at = _first(wrong)
-            raise ValueError(f"{_where(column, at)}: the rating {_show(column.iloc[at])} is not a number")
+            at = first(wrong)
+            raise ValueError(f"{where(column, at)}: the rating {show(column.iloc[at])} is not a number")
         column = column.where(~missing, np.nan).astype(np.float64)
+    elif pd.api.types.is_bool_dtype(column.dtype):
+        column = column.astype("boolean")  # Arrow's booleans are no numbers to pandas
     elif not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_complex_dtype(column.dtype):
         present = column.notna().to_numpy()
-        at = _first(present) if present.any() else 0
+        at = first(present) if present.any() else 0
         raise ValueError(
-            f"{_where(column, at)}: the rating {_show(column.iloc[at])} is not a number "
+            f"{where(column, at)}: the rating {show(column.iloc[at])} is not a number "
             f"(the column's type is {column.dtype}); convert it with pd.to_numeric"
         )
     with np.errstate(over="ignore"):
         values = column.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
     infinite = np.isinf(values)
     if infinite.any():
-        at = _first(infinite)
-        raise ValueError(f"{_where(column, at)}: the rating {_show(column.iloc[at])} is not finite")
+        at = first(infinite)
+        raise ValueError(f"{where(column, at)}: the rating {show(column.iloc[at])} is not finite")
     values[np.isnan(values)] = np.nan  # one bit pattern for "missing",
     return torch.from_numpy(values + np.float32(0))  # and one for zero: -0.0 becomes 0.0
-
-
-def _encode_times(column: pd.Series) -> Tensor:
-    """Times (E,) int64, seconds since 1970-01-01 UTC, rounded down."""
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise ValueError(f"{_where(column, _first(missing))}: the timestamp is missing")
-    kind = pd.api.types.infer_dtype(column, skipna=False) if column.dtype == object else None
-    if pd.api.types.is_bool_dtype(column.dtype) or kind == "boolean":
-        raise ValueError(
-            f"{_where(column, 0)}: the timestamp {_show(column.iloc[0])} is neither seconds nor a date"
-        )
-    if pd.api.types.is_numeric_dtype(column.dtype) or kind in ("integer", "floating", "mixed-integer-float"):
-        return torch.from_numpy(_seconds_from_numbers(column))
-    if isinstance(column.dtype, (pd.PeriodDtype, pd.CategoricalDtype)):
-        column = column.astype(str)
-    if pd.api.types.is_timedelta64_dtype(column.dtype):
-        raise ValueError(f"{_where(column, 0)}: the timestamp is a duration, not a point in time")
-    if not isinstance(column.dtype, pd.DatetimeTZDtype) and not pd.api.types.is_datetime64_dtype(
-        column.dtype
-    ):
-        column = _parse_dates(column)
-    moments = pd.DatetimeIndex(pd.to_datetime(column, utc=True)).tz_localize(None).to_numpy()
-    ticks = _TICKS[np.datetime_data(moments.dtype)[0]]
-    return torch.from_numpy(np.floor_divide(moments.view(np.int64), ticks))
-
-
-def _seconds_from_numbers(column: pd.Series) -> np.ndarray:
-    """Seconds (E,) int64 from integers or floats."""
-    if pd.api.types.is_integer_dtype(column.dtype):
-        seconds = column.to_numpy()
-    else:
-        seconds = column.to_numpy(dtype=np.float64)
-        infinite = np.isinf(seconds)
-        if infinite.any():
-            raise ValueError(f"{_where(column, _first(infinite))}: the timestamp is infinite")
-        seconds = np.floor(seconds)
-    late = seconds > _LATEST_SECOND
-    if late.any():
-        at = _first(late)
-        raise ValueError(
-            f"{_where(column, at)}: the timestamp {_show(column.iloc[at])} lies after the year 9999 if it is "
-            "in seconds; divide milliseconds by 1000, or convert with pd.to_datetime(..., unit=...)"
-        )
-    return seconds.astype(np.int64)
-
-
-def _parse_dates(column: pd.Series) -> pd.Series:
-    """Datetimes in UTC from strings or date objects, each read by itself.
-
-    Pandas guesses one format from the first cell. Then the order of the rows would decide what
-    "03/04/2020" means, so a date that can be read in two ways is refused.
-    """
-    is_text = column.map(lambda value: isinstance(value, str)).to_numpy(bool)
-    is_date = column.map(lambda value: isinstance(value, (dt.date, np.datetime64))).to_numpy(bool)
-    texts = pd.Series(np.where(is_text, column.astype(str), ""), dtype="str").str.strip()
-    faults = {
-        "is neither seconds nor a date": ~is_text & ~is_date,
-        "is a number written as text; convert the column with pd.to_numeric": (
-            texts.str.fullmatch(r"[+-]?\d+(\.\d*)?") & (texts.str.len() != len("19970920"))
-        ).to_numpy(bool),
-        "can be read in more than one way; convert the column with pd.to_datetime(..., format=...)": (
-            texts.str.match(r"\d{1,2}[./ -]\d{1,2}[./ -]\d").to_numpy(bool)
-        ),
-        "names no year of four digits": is_text & ~texts.str.contains(r"\d{4}").to_numpy(bool),
-    }
-    for fault, mask in faults.items():
-        if mask.any():
-            at = _first(mask)
-            raise ValueError(f"{_where(column, at)}: the timestamp {_show(column.iloc[at])} {fault}")
-    parsed = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
-    rest = parsed.isna()
-    if rest.any():
-        parsed = parsed.where(~rest, pd.to_datetime(column, utc=True, errors="coerce", format="mixed"))
-    unread = parsed.isna().to_numpy()
-    if unread.any():
-        at = _first(unread)
-        raise ValueError(
-            f"{_where(column, at)}: the timestamp {_show(column.iloc[at])} cannot be read as a date"
-        )
-    return parsed
 
 
 def _without_duplicates(events: Interactions, keep: Duplicates) -> Interactions:
@@ -630,7 +627,7 @@ def _without_duplicates(events: Interactions, keep: Duplicates) -> Interactions:
         at = int(repeated.nonzero()[0])
         user, item = events.user_ids[int(events.users[at])], events.item_ids[int(events.items[at])]
         raise ValueError(
-            f"row {int(events.rows[at])}: user {_show(user)} has several events with item {_show(item)}; "
+            f"row {int(events.rows[at])}: user {show(user)} has several events with item {show(item)}; "
             'choose duplicates="keep", "first" or "last"'
         )
     return events[~repeated]
@@ -639,15 +636,9 @@ def _without_duplicates(events: Interactions, keep: Duplicates) -> Interactions:
 # ---------------------------------------------------------------------- small helpers
 
 
-def _lookup(catalog: pd.Index, ids: Any, role: str) -> Tensor:
-    """Positions (B,) int64 of ids in a catalog."""
-    if isinstance(ids, Tensor):
-        ids = ids.cpu().numpy()
-    wanted = pd.Index([ids] if isinstance(ids, (str, bytes)) or np.ndim(ids) == 0 else ids)
-    codes = catalog.get_indexer(wanted)
-    if (codes < 0).any():
-        raise KeyError(f"unknown {role} id {_show(wanted[_first(codes < 0)])}")
-    return torch.from_numpy(codes.astype(np.int64, copy=False))
+def _writable(values: Any) -> Any:
+    """An array that PyTorch takes without a warning: those of pandas may be read only."""
+    return values.copy() if isinstance(values, np.ndarray) and not values.flags.writeable else values
 
 
 def _count(n: int, noun: str) -> str:

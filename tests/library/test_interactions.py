@@ -1,15 +1,21 @@
 import datetime as dt
+import pickle
+import re
+import warnings
 from collections import Counter
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
-from recsys_lib.data import Interactions, MovieLens, merge
+from recsys_lib.data import Interactions, MovieLens, check_same_catalog, merge
 
 FIELDS = ("users", "items", "ratings", "timestamps")
 
@@ -122,14 +128,62 @@ def test_matrix_of_ratings_sums_repeats_and_refuses_gaps(small: Interactions) ->
         small.matrix("count")
 
 
-def test_positives_never_take_a_missing_rating(small: Interactions) -> None:
-    positives = small.positives(4.0)
+def test_positives_never_take_a_missing_rating_and_say_how_many_there_are(small: Interactions) -> None:
+    words = "1 of 11 events have no rating and are left out"
+    with pytest.warns(UserWarning, match=words) as caught:
+        positives = small.positives(4.0)
+    assert caught[0].filename == __file__
     assert len(positives) == 7
     assert (positives.n_users, positives.n_items) == (4, 5)
     assert positives.ratings.min() == 4
-    assert len(small.positives(-1e30)) == 10
-    assert len(small.positives(None)) == 11
-    assert len(small.positives(9)) == 0
+    with pytest.warns(UserWarning, match=words):
+        assert len(small.positives(-1e30)) == 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(small.positives(None)) == 11
+        assert len(positives.positives()) == 7
+
+
+def test_a_threshold_that_no_rating_can_reach_is_refused_with_the_reason(small: Interactions) -> None:
+    with pytest.raises(
+        ValueError, match=r"rating of 9 or more: they go from 1 to 5; positives\(None\) takes"
+    ):
+        small.positives(9)
+    bare = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 1]})
+    with pytest.raises(ValueError, match="of 4 or more: they are all 1, as without a rating column"):
+        Interactions.from_frame(bare).positives()
+    shares = Interactions.from_frame(bare.assign(rating=[0.25, 0.5, 1.0]))
+    with pytest.raises(ValueError, match=r"go from 0\.25 to 1; "):
+        shares.positives(4.0)
+    with pytest.raises(ValueError, match="no event has a rating, so none can be positive"):
+        Interactions.from_frame(bare.assign(rating=np.nan)).positives(-1)
+    for nothing in (float("nan"), True, "4"):
+        with pytest.raises(ValueError, match="min_rating must be a number or None"):
+            small.positives(nothing)
+
+
+def test_a_part_without_positives_is_empty_and_silent_where_the_whole_has_some(small: Interactions) -> None:
+    low = small.ratings < 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = (small[low], small[low].to("cpu"), merge(small[low], small[[]]), pickle_copy(small[low]))
+        for part in parts:
+            assert len(part) == 3
+            assert len(part.positives()) == 0
+        assert len(small[[]].positives()) == 0
+        assert len(small[small.ratings.isnan()][[]].positives()) == 0
+    for part in (small[low], merge(small[low], small[low])):
+        with pytest.raises(ValueError, match="they go from 1 to 5"):
+            part.positives(9)
+
+
+def test_a_threshold_is_compared_in_the_precision_of_the_ratings() -> None:
+    frame = pd.DataFrame({"user_id": [1, 2], "item_id": 1, "rating": [4.1, 0.1]})
+    assert len(Interactions.from_frame(frame).positives(4.1)) == 1
+
+
+def pickle_copy(inter: Interactions) -> Interactions:
+    return pickle.loads(pickle.dumps(inter))
 
 
 def test_without_ratings_and_timestamps_every_event_counts_one() -> None:
@@ -266,9 +320,9 @@ def test_times_of_several_zones_and_before_1970() -> None:
     )
     assert Interactions.from_frame(dates).timestamps.tolist() == [-86400, 86400]
     for unit in ("s", "ms", "us", "ns"):
-        stamps = pd.Series(["1970-01-01T00:00:07"]).astype(f"datetime64[{unit}]")
+        stamps = pd.Series(["1970-02-01T00:00:07"]).astype(f"datetime64[{unit}]")
         frame = pd.DataFrame({"user_id": [1], "item_id": [1], "timestamp": stamps})
-        assert Interactions.from_frame(frame).timestamps.tolist() == [7]
+        assert Interactions.from_frame(frame).timestamps.tolist() == [31 * 86400 + 7]
     periods = pd.DataFrame(
         {"user_id": [1], "item_id": [1], "timestamp": pd.period_range("1970-01-02", periods=1)}
     )
@@ -350,8 +404,6 @@ def test_frames_that_are_none() -> None:
         Interactions.from_frame(frame.drop(columns="timestamp"), timestamp="timestamp")
     with pytest.raises(ValueError, match="empty"):
         Interactions.from_frame(frame.iloc[:0])
-    with pytest.raises(TypeError, match="DataFrame, got list"):
-        Interactions.from_frame([(1, 2)])
     with pytest.raises(ValueError, match='several columns "rating"'):
         Interactions.from_frame(pd.concat([frame, frame[["rating"]]], axis=1))
     with pytest.raises(ValueError, match="duplicates must be"):
@@ -403,6 +455,155 @@ def test_duplicates() -> None:
     assert len(Interactions.from_frame(frame.iloc[3:], duplicates="error")) == 2
 
 
+# ---------------------------------------------------------------------- columns of other kinds
+
+
+def test_columns_may_have_numbers_for_names() -> None:
+    frame = pd.DataFrame([[7, "x", 4.0, 20], [3, "y", 5.0, 10]])
+    inter = Interactions.from_frame(frame, user=0, item=1, rating=2, timestamp=3)
+    assert inter.user_ids.tolist() == [3, 7]
+    assert inter.ratings.tolist() == [5, 4]
+    assert inter.timestamps.tolist() == [10, 20]
+    assert Interactions.from_frame(frame, user=0, item=1).ratings.tolist() == [1, 1]
+    with pytest.raises(KeyError, match=r"no rating column 9; its columns are \[0, 1, 2, 3\]"):
+        Interactions.from_frame(frame, user=0, item=1, rating=9)
+    with pytest.raises(ValueError, match="column 2, row 1: the rating inf is not finite"):
+        Interactions.from_frame(frame.assign(**{}).replace({2: {5.0: np.inf}}), user=0, item=1, rating=2)
+    nested = pd.DataFrame(
+        [[7, "x"], [3, "y"]], columns=pd.MultiIndex.from_tuples([("who", "id"), ("what", "id")])
+    )
+    assert Interactions.from_frame(nested, user=("who", "id"), item=("what", "id")).n_users == 2
+
+
+DICTIONARY = pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))
+
+
+def arrow(values: list[object], type_: object) -> pd.Series:
+    return pd.Series(values, dtype=type_ if isinstance(type_, str) else pd.ArrowDtype(type_))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        arrow(["b", "a", "b"], "string[pyarrow]"),
+        arrow(["b", "a", "b"], pa.string()),
+        arrow(["b", "a", "b"], pa.large_string()),
+        arrow(["b", "a", "b"], DICTIONARY.pyarrow_dtype),
+        arrow([2, 1, 2], pa.dictionary(pa.int8(), pa.int64())),
+        arrow([2, 1, 2], "int64[pyarrow]"),
+        arrow([2, 1, 2], "uint8[pyarrow]"),
+        arrow([True, False, True], "bool[pyarrow]"),
+        arrow([b"b", b"a", b"b"], pa.binary()),
+        pd.Series(pd.Categorical([2, 1, 2])),
+    ],
+    ids=lambda ids: str(ids.dtype),
+)
+def test_ids_of_arrow_and_of_categories(ids: pd.Series) -> None:
+    frame = pd.DataFrame({"user_id": ids, "item_id": ids})
+    inter = Interactions.from_frame(frame)
+    assert inter.users.tolist() == [0, 1, 1]
+    assert inter.user_ids.tolist() == ids.tolist()[1::-1]
+    assert inter.item_index(ids).tolist() == [1, 0, 1]
+    assert inter.item_ids_at([1, 0, -1]).tolist() == [*ids.tolist()[:2], None]
+    assert same(inter, Interactions.from_frame(inter.to_frame(), rating=None, timestamp=None))
+    assert same(
+        inter, Interactions.from_frame(frame, item_ids=inter.item_ids, user_ids=ids.drop_duplicates()[::-1])
+    )
+    gap = ids.astype(object).where([True, False, True], None)
+    with pytest.raises(ValueError, match='column "user_id", row 1: the id is missing'):
+        Interactions.from_frame(pd.DataFrame({"user_id": gap.astype(ids.dtype), "item_id": 1}))
+
+
+def test_lists_are_no_ids() -> None:
+    lists = arrow([["a"], ["b"], ["a"]], pa.list_(pa.string()))
+    with pytest.raises(ValueError, match='column "user_id": its ids cannot be put in order'):
+        Interactions.from_frame(pd.DataFrame({"user_id": lists, "item_id": 1}))
+
+
+@pytest.mark.parametrize(
+    "ratings",
+    [
+        arrow([1, None, 3], "int64[pyarrow]"),
+        arrow([1, None, 3], "float[pyarrow]"),
+        arrow([Decimal(1), None, Decimal(3)], pa.decimal128(5, 2)),
+        arrow([1, None, 3], pa.dictionary(pa.int8(), pa.int64())),
+        pd.Series(pd.Categorical([1, None, 3])),
+        pd.Series(pd.Categorical([1.0, None, 3.0], ordered=True)),
+    ],
+    ids=lambda ratings: str(ratings.dtype),
+)
+def test_missing_ratings_of_arrow_and_of_categories_stay_missing(ratings: pd.Series) -> None:
+    inter = Interactions.from_frame(pd.DataFrame({**GOOD, "rating": ratings}))
+    assert inter.ratings.isnan().tolist() == [False, True, False]
+    assert inter.ratings[[0, 2]].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("kind", ["bool[pyarrow]", "boolean", object])
+def test_booleans_rate_one_and_zero(kind: str) -> None:
+    inter = Interactions.from_frame(
+        pd.DataFrame({**GOOD, "rating": pd.Series([True, None, False], dtype=kind)})
+    )
+    assert inter.ratings[[0, 2]].tolist() == [1, 0]
+    assert inter.ratings[1].isnan()
+
+
+def test_categories_of_text_are_no_ratings() -> None:
+    with pytest.raises(ValueError, match="row 0: the rating 'good' is not a number"):
+        Interactions.from_frame(pd.DataFrame({**GOOD, "rating": pd.Categorical(["good", "bad", "good"])}))
+
+
+# ---------------------------------------------------------------------- what is no frame
+
+
+def code_in(message: str) -> str:
+    """The statements that a message proposes."""
+    return re.search(r"(coo = .*?\}\)|users, items = .*?\}\))", message)[1].replace("; ", "\n")
+
+
+def test_matrices_and_tables_are_told_how_to_become_a_frame() -> None:
+    dense = np.array([[0, 5, 0], [0, 0, 0], [3, 0, 4]])
+    catalogs = {"user_ids": range(3), "item_ids": range(3)}
+    expected = [(0, 1, 5.0), (2, 0, 3.0), (2, 2, 4.0)]
+    matrices = [
+        sparse.csr_matrix(dense),
+        sparse.csc_array(dense),
+        sparse.coo_matrix(dense),
+        torch.tensor(dense).to_sparse(),
+        torch.tensor(dense).to_sparse_csr(),
+        dense,
+    ]
+    for matrix in matrices:
+        with pytest.raises(TypeError, match="must be a pandas DataFrame, got") as caught:
+            Interactions.from_frame(matrix)
+        assert "to_pandas" not in str(caught.value)
+        scope = {"pd": pd, "np": np, "matrix": matrix}
+        exec(code_in(str(caught.value)), scope)
+        inter = Interactions.from_frame(scope["frame"], **catalogs)
+        assert (
+            list(zip(inter.users.tolist(), inter.items.tolist(), inter.ratings.tolist(), strict=True))
+            == expected
+        )
+        if matrix is not dense:
+            assert "user_ids=range(matrix.shape[0])" in str(caught.value)
+
+    class Lazy:
+        def collect(self) -> None: ...
+
+    for thing, words in (
+        (pa.table({"user_id": [1]}), r"\.to_pandas\(\)$"),
+        (Lazy(), r"\.collect\(\)\.to_pandas\(\)"),
+        (pd.Series([1]), r"\.reset_index\(\)"),
+        ("ratings.csv", r"pd\.read_csv"),
+        (Path("ratings.csv"), r"pd\.read_csv"),
+        (np.zeros(2, dtype=[("user_id", int)]), r"pd\.DataFrame\(array\)$"),
+        (torch.zeros(2, 2), "one event a row"),
+        ([(1, 2)], r"DataFrame, got list; make one of it with pd\.DataFrame"),
+        ({"user_id": [1]}, r"got dict; make one of it with pd\.DataFrame"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            Interactions.from_frame(thing)
+
+
 # ---------------------------------------------------------------------- parts
 
 
@@ -441,6 +642,9 @@ def test_indices_that_make_no_sense(small: Interactions) -> None:
         small.histories([4])
     with pytest.raises(IndexError, match="user -1 is out of range"):
         small.histories(torch.tensor([-1]))
+    for users in (torch.tensor([True, False, True, False]), [1.0], torch.tensor([1.9]), [True]):
+        with pytest.raises(TypeError, match="users must be contiguous ids"):
+            small.histories(users)
 
 
 def test_views_of_a_part_are_its_own(small: Interactions) -> None:
@@ -467,8 +671,79 @@ def test_merging_the_parts_gives_the_whole(frame: pd.DataFrame, data: st.DataObj
 
 def test_merging_strangers_is_refused(small: Interactions) -> None:
     other = Interactions.from_frame(pd.DataFrame(GOOD))
-    with pytest.raises(ValueError, match="different users or items"):
+    with pytest.raises(ValueError, match="merge: the two do not share their catalogs: 4 users against 3"):
         merge(small, other)
+
+
+def test_a_series_as_index_is_refused_since_its_order_is_not_known(small: Interactions) -> None:
+    frame = pd.DataFrame(
+        {"user_id": [2, 1, 1], "item_id": [1, 2, 3], "rating": [5.0, 1.0, 4.0], "timestamp": [3, 2, 1]}
+    )
+    inter = Interactions.from_frame(frame)
+    mask = frame["rating"] > 3
+    with pytest.raises(TypeError, match=r"a Series .*inter\[mask\.to_numpy\(\)\[inter\.rows\]\]"):
+        inter[mask]
+    assert inter[mask.to_numpy()[inter.rows]].ratings.tolist() == [4, 5]  # what the message says
+    ours = inter.to_frame()["rating"] > 3
+    with pytest.raises(TypeError, match=r"inter\[mask\.to_numpy\(\)\] for one over .*to_frame"):
+        inter[ours]
+    assert inter[ours.to_numpy()].ratings.tolist() == [4, 5]
+    for other in (frame.index[mask], mask.astype("boolean").array, frame[["rating"]], mask.to_dict(), {1}):
+        with pytest.raises(TypeError, match="in the order of its frame"):
+            inter[other]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pandas' arrays are read only
+        assert inter[mask.to_numpy()].rows.tolist() == [2, 0]
+        assert len(inter.histories(pd.Series([1, 0]).to_numpy())) == 2
+    assert inter[mask.to_numpy()].rows.tolist() == [2, 0]  # an array is over the events: the first, the third
+    assert inter[range(2)].rows.tolist() == inter[[0, 1]].rows.tolist()
+    with pytest.raises(TypeError, match='"binary", "ratings" or a tensor, got Series'):
+        inter.matrix(frame["rating"])
+
+
+def test_catalogs_are_compared_by_their_ids(small: Interactions) -> None:
+    frame = small.to_frame()
+
+    def read(**catalogs: object) -> Interactions:
+        return Interactions.from_frame(
+            frame, **{"user_ids": small.user_ids, "item_ids": small.item_ids, **catalogs}
+        )
+
+    for same_ids in (small[[0]], small.positives(None), read(), read(item_ids=list("abcde"))):
+        check_same_catalog(small, same_ids, "test")
+        assert len(merge(small, same_ids)) == len(small) + len(same_ids)
+    # as many users and items as in the first, but others
+    for other, words in (
+        (
+            read(item_ids=list("abcdf")),
+            "5 items each, but not the same, item 4 is 'e' in the first and 'f' in",
+        ),
+        (read(item_ids=list("bacde")), "the same items in another order, item 0 is 'a' in the first and 'b'"),
+        (
+            read(item_ids=list("abcdef")),
+            "5 items against 6, item 5 is 'f' in the second and not in the other",
+        ),
+        (
+            read(user_ids=["ann", "bob", "cat", "dan", "eve"]),
+            "4 users against 5, user 4 is 'eve' in the second",
+        ),
+        (
+            read(user_ids=["dan", "ann", "bob", "cat"], item_ids=list("eabcd")),
+            "the same users in another order.*; the same items in another order",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^evaluate: the two do not share their catalogs: {words}"):
+            check_same_catalog(small, other, "evaluate")
+        with pytest.raises(ValueError, match=r"^merge: "):
+            merge(other, small)
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "int64[pyarrow]", "float64", "int8"])
+def test_how_ids_are_stored_makes_no_other_catalog(kind: str) -> None:
+    frame = pd.DataFrame({"user_id": [3, 1], "item_id": [7, 8]})
+    check_same_catalog(Interactions.from_frame(frame), Interactions.from_frame(frame.astype(kind)), "test")
+    with pytest.raises(ValueError, match="item 0 is 7 in the first and '7' in the second"):
+        check_same_catalog(Interactions.from_frame(frame), Interactions.from_frame(frame.astype(str)), "test")
 
 
 def test_tensors_that_do_not_belong_together(small: Interactions) -> None:
