@@ -2,6 +2,7 @@
 
 from recsys_lib.data.catalogs import ids_at
 from recsys_lib.data.download import DownloadError, cache_root
+from recsys_lib.data.filters import k_core, min_counts
 from recsys_lib.data.interactions import Interactions, check_same_catalog, merge
 from recsys_lib.data.movielens import MovieLens, load_movielens
 from recsys_lib.data.splits import Split, cold_item_split, leave_last_out, random_split, temporal_split
@@ -17,9 +18,11 @@ __all__ = [
     "check_seconds",
     "cold_item_split",
     "ids_at",
+    "k_core",
     "leave_last_out",
     "load_movielens",
     "merge",
+    "min_counts",
     "random_split",
     "temporal_split",
 ]
