@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys_lib.arguments import refuse_not_finite, whole_number
+
 # ------------------------------------------------------------------ one list, one value: (B, k) -> (B,)
 
 
@@ -185,13 +187,16 @@ def gini(items: Tensor, n_items: int) -> float:
     Args:
         items: (B, k) int64 lists, ``-1`` is no item; or (n_items,) how often each item was shown.
         n_items: the catalog's size; items that were never shown count.
+
+    Returns:
+        The coefficient; NaN where nothing is shown at all, for there is nothing to share out.
     """
     exposure = _exposure(items, n_items) if items.ndim == 2 else items  # (n_items,)
     shown = exposure.cpu().double().sort().values  # (n_items,)
-    if len(shown) != n_items or shown.sum() <= 0:
-        raise ValueError(f"gini needs lists (B, k) or counts ({n_items},) in which some item is shown")
+    if shown.shape != (n_items,) or not shown.isfinite().all() or (shown < 0).any():
+        raise ValueError(f"gini needs lists (B, k), or counts ({n_items},) that are finite and not negative")
     rank = torch.arange(1, n_items + 1, device=shown.device)  # (n_items,)
-    return float(((2 * rank - n_items - 1) * shown).sum() / (n_items * shown.sum()))
+    return float(((2 * rank - n_items - 1) * shown).sum() / (n_items * shown.sum()))  # 0 / 0 is NaN
 
 
 def novelty(items: Tensor, item_counts: Tensor, n_users: int) -> Tensor:
@@ -226,7 +231,11 @@ def intra_list_diversity(items: Tensor, features: Tensor) -> Tensor:
 
     Returns:
         (B,) in [0, 2]; 0 for a list of fewer than two items.
+
+    Raises:
+        ValueError: a vector holds NaN or infinity; the message names the item.
     """
+    refuse_not_finite(features, "features", "item")
     unit = torch.nn.functional.normalize(features.to(items.device).to(_real(items)), dim=1)  # (n_items, d)
     listed, filled = items >= 0, items.clamp(min=0)  # (B, k), (B, k)
     weights = listed.to(unit.dtype)  # (B, k)
@@ -334,8 +343,16 @@ def bootstrap_interval(
 
     Returns:
         (low, high).
+
+    Raises:
+        TypeError: ``n_boot`` or ``seed`` is no whole number; without a seed nobody could repeat the result.
+        ValueError: values that are not finite, or a level outside (0, 1).
     """
-    array, rng = _finite(values), np.random.default_rng(seed)  # (U,)
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, as in 0.95; got {level}")
+    n_boot = whole_number(n_boot, "n_boot", at_least=1)
+    array = _finite(values)  # (U,)
+    rng = np.random.default_rng(whole_number(seed, "seed", at_least=0))
     n = len(array)
     means = [
         array[rng.integers(n, size=(rows, n), dtype=np.int32)].mean(axis=1)  # (rows,)
@@ -363,8 +380,13 @@ def paired_test(
         n_boot: resamples for the interval.
         n_flips: random sign flips for the p-value.
         seed: of both.
+
+    Raises:
+        TypeError, ValueError: as ``bootstrap_interval``.
     """
-    values, rng = _finite(differences), np.random.default_rng(seed)  # (U,)
+    n_flips = whole_number(n_flips, "n_flips", at_least=1)
+    values = _finite(differences)  # (U,)
+    rng = np.random.default_rng(whole_number(seed, "seed", at_least=0))
     size = np.sort(np.abs(values[values != 0]))  # (D,) a difference of 0 has no sign to flip
     total, extreme = size.sum(), 0
     observed = abs(values.sum()) - 1e-9 * total  # sums that are equal may differ in their last bits

@@ -1,13 +1,16 @@
 """How alike are two things? Dot product, cosine, distance, and what becomes of them in many dimensions.
 
 All pairwise functions take rows (M, d) and (N, d) and return (M, N). Half-precision inputs are computed in
-float32 and the result is returned in their type.
+float32 and the result is returned in their type. A vector that holds NaN or infinity is like nothing at all:
+it is refused, and the error names its row.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from recsys_lib.arguments import refuse_not_finite, whole_number
 
 __all__ = [
     "biased_dot",
@@ -99,6 +102,8 @@ def biased_dot(
             f"biases must be ({len(p)},) and ({len(q)},), one a vector; "
             f"got {tuple(user_bias.shape)} and {tuple(item_bias.shape)}"
         )
+    for name, given in {"p": p, "q": q, "user_bias": user_bias, "item_bias": item_bias}.items():
+        refuse_not_finite(given, name)
     return mean + user_bias[:, None] + item_bias[None, :] + dot(p, q)  # (M, N)
 
 
@@ -115,6 +120,7 @@ def normalize(x: Tensor, power: float = 1.0) -> Tensor:
     Returns:
         (M, d). A zero row stays zero.
     """
+    refuse_not_finite(x, "x")
     wide = _wide(x)
     length = _length(wide)  # (M, 1)
     scaled = wide / torch.where(length > 0, length, 1) ** power  # (M, d)
@@ -141,6 +147,8 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
             f"needs rows (M, d) and (N, d), got {tuple(a.shape)} and {tuple(b.shape)}; "
             "a single vector is x[None]"
         )
+    refuse_not_finite(a, "a")
+    refuse_not_finite(b, "b")
     dtype = torch.promote_types(a.dtype, b.dtype)
     dtype = dtype if dtype.is_floating_point else torch.float32
     a, b = _wide(a.to(dtype)), _wide(b.to(dtype))
@@ -175,6 +183,9 @@ def tfidf(counts: Tensor, *, smooth: bool = True, sublinear: bool = False, norma
     (document, term), tf = sparse.indices(), sparse.values()  # (E,), (E,), (E,)
     if (tf < 0).any():
         raise ValueError("counts must not be negative")
+    wrong = document[~tf.isfinite()]  # (W,)
+    if len(wrong):
+        raise ValueError(f"counts must be finite, but document {int(wrong[0])} holds NaN or infinity")
     df = term[tf > 0].bincount(minlength=n_terms).to(tf.dtype)  # (V,)
     # A term without documents has no entry to weigh; the clamp only keeps its idf finite.
     ratio = (1 + n_documents) / (1 + df) if smooth else n_documents / df.clamp(min=1)
@@ -217,21 +228,46 @@ def top_neighbors(
         batch_size: rows compared at once, so that memory is batch_size x N.
 
     Returns:
-        neighbors: (N, k) int64, the most similar first; never the row itself.
+        neighbors: (N, k) int64, the most similar first; never the row itself, nor one of similarity ``-inf``:
+            -1 stands in the places that are left.
         values: (N, k) their similarities.
+
+    Raises:
+        TypeError: ``k`` or ``batch_size`` is no whole number.
+        ValueError: for a k out of range, wrong shapes, or a similarity that is NaN (naming the row).
     """
+    k, batch_size = whole_number(k, "k"), whole_number(batch_size, "batch_size", at_least=1)
     n = len(x)
     if x.ndim != 2 or (similarity is None and x.shape[1] != n):
         wanted = "(N, d)" if similarity is not None else "(N, N)"
         raise ValueError(f"x must be {wanted}, got shape {tuple(x.shape)}")
     if not 1 <= k < n:
         raise ValueError(f"k must be between 1 and {n - 1}, the other rows; got {k}")
+    if similarity in (cosine, dot):  # which would name the row by its place in a block
+        refuse_not_finite(x, "x")
     best = []
     for rows in torch.arange(n, device=x.device).split(batch_size):
-        block = x[rows].clone() if similarity is None else similarity(x[rows], x)  # (b, N)
+        block = x[rows] if similarity is None else similarity(x[rows], x)  # (b, N)
         itself = torch.arange(n, device=x.device) == rows[:, None]  # (b, N)
-        best.append(block.masked_fill(itself, -torch.inf).topk(k))
-    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+        block = block.masked_fill(itself, -torch.inf)  # (b, N)
+        _refuse_nan(block, rows)
+        values, neighbors = block.topk(k)  # (b, k)
+        best.append((neighbors.masked_fill(values == -torch.inf, -1), values))
+    neighbors, values = (torch.cat(parts) for parts in zip(*best, strict=True))  # (N, k)
+    return neighbors, values
+
+
+def _refuse_nan(block: Tensor, rows: Tensor) -> None:
+    """NaN counts as the largest of numbers: it would be everybody's nearest neighbor."""
+    if block.is_meta:
+        return
+    # NaN makes a row's sum NaN; so do infinities of both signs, which are allowed.
+    for place in block.detach().sum(dim=1).isnan().nonzero().flatten().tolist():
+        if n := int(block[place].isnan().sum()):
+            raise ValueError(
+                f"the similarities of row {int(rows[place])} are NaN for {n} of {block.shape[1]} rows: "
+                "they cannot be ranked"
+            )
 
 
 def k_occurrence(neighbors: Tensor, n: int | None = None) -> Tensor:

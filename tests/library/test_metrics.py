@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -222,10 +223,22 @@ def test_beyond_accuracy_in_known_cases() -> None:
 def test_beyond_accuracy_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="item 9 is out of range"):
         m.catalog_coverage(torch.tensor([[1, 9]]), 5)
-    with pytest.raises(ValueError, match="some item is shown"):
-        m.gini(torch.tensor([[-1, -1]]), 5)
-    with pytest.raises(ValueError, match="some item is shown"):
-        m.gini(torch.ones(4), 5)
+    for counts in (torch.ones(4), torch.tensor([1.0, 1, 1, 1, torch.nan]), torch.tensor([1.0, 1, 1, 1, -1])):
+        with pytest.raises(ValueError, match=r"counts \(5,\) that are finite and not negative"):
+            m.gini(counts, 5)
+    features = torch.zeros(5, 2)
+    features[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="item 3 of features holds NaN"):
+        m.intra_list_diversity(torch.tensor([[0, 1]]), features)
+
+
+def test_lists_without_any_item_have_no_gini_and_cover_nothing() -> None:
+    nothing = torch.full((3, 2), -1)
+    assert math.isnan(m.gini(nothing, 5))
+    assert math.isnan(m.gini(torch.zeros(5), 5))
+    assert m.catalog_coverage(nothing, 5) == 0
+    assert m.novelty(nothing, torch.ones(5), 3).tolist() == [0, 0, 0]
+    assert m.intra_list_diversity(nothing, torch.ones(5, 2)).tolist() == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------------ how sure is the mean?
@@ -299,6 +312,30 @@ def test_intervals_refuse_what_makes_no_sense(values: Tensor) -> None:
     for function in (m.bootstrap_interval, m.paired_test):
         with pytest.raises(ValueError, match="finite"):
             function(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seed": None}, TypeError, "seed must be a whole number, got None"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"n_boot": 10.0}, TypeError, r"n_boot must be a whole number, got 10\.0"),
+        ({"n_boot": 0}, ValueError, "n_boot must be at least 1"),
+        ({"level": 95}, ValueError, r"level must be between 0 and 1, as in 0\.95; got 95"),
+        ({"level": 1.0}, ValueError, "level must be between 0 and 1"),
+        ({"level": 0}, ValueError, "level must be between 0 and 1"),
+    ],
+)
+def test_intervals_refuse_settings_that_make_no_sense(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    for function in (m.bootstrap_interval, m.paired_test):
+        with pytest.raises(error, match=message):
+            function(torch.rand(9, generator=generator(0)), **change)
+    with pytest.raises(ValueError, match="n_flips must be at least 1"):
+        m.paired_test(torch.zeros(9), n_flips=0)
+    values = torch.rand(9, generator=generator(0))
+    assert m.bootstrap_interval(values, seed=np.int64(3)) == m.bootstrap_interval(values, seed=3)
 
 
 # --------------------------------------------------------------------------------------------- devices

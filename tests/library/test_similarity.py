@@ -1,5 +1,7 @@
 """Similarities against scikit-learn and SciPy, at the edges of the number range, and on another device."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -150,6 +152,34 @@ def test_pairwise_functions_refuse_other_shapes(function: object) -> None:
             function(a, b)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("function", [s.dot, s.cosine, s.euclidean])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("hole", "name"), [(torch.nan, "NaN"), (torch.inf, "infinity"), (-torch.inf, "infinity")]
+)
+def test_a_vector_with_a_hole_is_refused_by_its_row(
+    function: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, hole: float, name: str
+) -> None:
+    whole, broken = randn(5, 4).to(dtype), randn(5, 4).to(dtype)
+    broken[3, 2] = hole
+    with pytest.raises(ValueError, match=f"row 3 of a holds {name}"):
+        function(broken, whole)
+    with pytest.raises(ValueError, match=f"row 3 of b holds {name}"):
+        function(whole.requires_grad_(), broken)
+    with pytest.raises(ValueError, match=f"row 3 of x holds {name}"):
+        s.normalize(broken)
+    ones = torch.ones(5, dtype=dtype)
+    for change in ({"p": broken}, {"q": broken}, {"user_bias": broken[:, 2]}, {"item_bias": broken[:, 2]}):
+        given = {"p": whole, "q": whole, "user_bias": ones, "item_bias": ones} | change
+        with pytest.raises(ValueError, match=f"row 3 of {next(iter(change))} holds {name}"):
+            s.biased_dot(**given)
+
+
+def test_large_numbers_are_no_holes() -> None:
+    x = torch.tensor([[1e38, 2e38, 2e38, 0], [-2e38, -1e38, 2e38, 0]])  # whose sum overflows
+    torch.testing.assert_close(s.cosine(x, x), torch.eye(2), atol=1e-6, rtol=0)
+
+
 def test_results_live_on_the_device_of_the_inputs() -> None:
     a, b = torch.empty(3, 4, device="meta"), torch.empty(5, 4, device="meta")
     for result in (
@@ -162,6 +192,7 @@ def test_results_live_on_the_device_of_the_inputs() -> None:
         assert result.shape == (3, 5)
     assert s.normalize(a).device.type == "meta"
     assert s.top_neighbors(b, 2)[0].shape == (5, 2)
+    assert s.top_neighbors(torch.empty(5, 5, device="meta"), 2, None)[0].shape == (5, 2)
 
     # And the other way round: nothing is made on the default device.
     x, counts = randn(6, 4), torch.randint(3, (6, 4), generator=torch.Generator().manual_seed(0))
@@ -216,6 +247,12 @@ def test_tfidf_takes_counts_as_integers_and_refuses_negative_ones() -> None:
         s.tfidf(torch.tensor([[-1.0]]))
     with pytest.raises(ValueError, match=r"\(N, V\)"):
         s.tfidf(torch.zeros(3))
+    for hole in (torch.nan, torch.inf):
+        counts = torch.ones(4, 3)
+        counts[2, 1] = hole
+        for layout in (counts, counts.to_sparse()):
+            with pytest.raises(ValueError, match="document 2 holds NaN or infinity"):
+                s.tfidf(layout)
 
 
 # --------------------------------------------------------------------------------------------- neighbors
@@ -243,6 +280,44 @@ def test_top_neighbors_of_a_given_similarity() -> None:
         s.top_neighbors(x, 3, None)
     with pytest.raises(ValueError, match="between 1 and 9"):
         s.top_neighbors(x, 10)
+
+
+@pytest.mark.parametrize("similarity", [s.cosine, s.dot, lambda a, b: a @ b.mT, None])
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_a_row_of_nan_is_nobodys_neighbor(
+    similarity: Callable[[Tensor, Tensor], Tensor] | None, batch_size: int
+) -> None:
+    x = randn(7, 7)
+    x[5] = torch.nan
+    # Compared with others, row 5 makes the first row NaN too, unless it is refused as a vector.
+    message = (
+        "row 5 of x holds NaN" if similarity in (s.cosine, s.dot) else r"row \d are NaN for \d of 7 rows"
+    )
+    with pytest.raises(ValueError, match=message):
+        s.top_neighbors(x, 2, similarity, batch_size=batch_size)
+
+
+def test_given_similarities_may_be_infinite_and_need_none_of_a_row_to_itself() -> None:
+    given = torch.tensor([[torch.nan, torch.inf, -torch.inf], [3.0, torch.nan, 2.0], [0.0, 1.0, torch.nan]])
+    neighbors, values = s.top_neighbors(given, 2, None)
+    assert neighbors.tolist() == [[1, -1], [0, 2], [1, 0]]  # -1 is none, rather than row 0 itself
+    assert s.k_occurrence(neighbors).tolist() == [2, 2, 1]
+    assert values[0].tolist() == [torch.inf, -torch.inf]
+    given[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="similarities of row 1 are NaN for 1 of 3 rows"):
+        s.top_neighbors(given, 2, None)
+
+
+def test_top_neighbors_count_in_whole_numbers() -> None:
+    x = randn(6, 4)
+    assert torch.equal(s.top_neighbors(x, np.int64(2))[0], s.top_neighbors(x, 2)[0])
+    for k in (2.0, True):
+        with pytest.raises(TypeError, match="k must be a whole number"):
+            s.top_neighbors(x, k)
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number, got 2\.5"):
+        s.top_neighbors(x, 2, batch_size=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        s.top_neighbors(x, 2, batch_size=0)
 
 
 def test_hubness_equals_scipy_and_grows_with_dimension() -> None:
