@@ -13,18 +13,29 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from recsys_lib import metrics as m
-from recsys_lib.ranking import HeldOut, LeftOut, Scorer, rank_topk, score_batches, seen_in
+from recsys_lib.arguments import Indices, refuse_not_finite, whole_number
+from recsys_lib.ranking import (
+    Fingerprint,
+    HeldOut,
+    LeftOut,
+    Scorer,
+    rank_topk,
+    score_batches,
+    seen_in,
+)
 
 if TYPE_CHECKING:
     from recsys_lib.data import Interactions
 
 __all__ = [
     "Comparison",
+    "Estimate",
     "Report",
     "Scorer",
     "compare",
@@ -44,6 +55,9 @@ METRICS = (*m.RANKING, "auc", *m.BEYOND_ACCURACY)
 class Report:
     """What ``evaluate`` measured.
 
+    ``f"{report.of('ndcg@10'):.3f}"`` puts a metric with its interval into a sentence, and ``f"{report:.3f}"``
+    the first one.
+
     Attributes:
         metrics: name to value: ``"ndcg@10"``, ``"coverage@10"``, ``"auc"``.
         per_user: name to (U,) float64 on the CPU, for every metric that is a mean over users.
@@ -54,6 +68,8 @@ class Report:
         seconds: wall-clock time of the evaluation.
         protocol: ``"full ranking"``, or what was done instead.
         n_seeds: how many reports were averaged.
+        over: tells whether two reports are over the same test items and candidates. None in a report made by
+            hand: then users and counts alone say it.
     """
 
     metrics: dict[str, float]
@@ -64,6 +80,7 @@ class Report:
     seconds: float
     protocol: str
     n_seeds: int = 1
+    over: Fingerprint | None = None
     _intervals: dict[tuple[str, float], tuple[float, float]] = field(default_factory=dict, init=False)
 
     @property
@@ -77,13 +94,28 @@ class Report:
             self._intervals[name, level] = m.bootstrap_interval(_per_user(self, name), level)
         return self._intervals[name, level]
 
+    def of(self, name: str) -> "Estimate":
+        """A metric with its 95 % interval; the ends are NaN where there is none.
+
+        Args:
+            name: of the metric, ``"ndcg@10"``. One of all lists together, as the coverage, has no interval.
+
+        Raises:
+            ValueError: no such metric.
+        """
+        if name not in self.metrics:
+            raise ValueError(f"no metric {name!r}; there are {', '.join(self.metrics)}")
+        values = self.per_user.get(name)
+        known = values is not None and len(values) > 0 and bool(values.isfinite().all())
+        return Estimate(self.metrics[name], *(self.interval(name) if known else (math.nan, math.nan)))
+
+    def __format__(self, spec: str) -> str:
+        """The first metric with its interval, ``f"{report:.3f}"``; without a format the whole report."""
+        return format(self.of(next(iter(self.metrics))), spec) if spec else str(self)
+
     def to_frame(self) -> pd.DataFrame:
         """A row a metric: value, low, high. A metric of all lists together has no interval (NaN)."""
-        nothing = (math.nan, math.nan)
-        rows = {
-            name: (value, *(self.interval(name) if name in self.per_user else nothing))
-            for name, value in self.metrics.items()
-        }
+        rows = {name: self.of(name) for name in self.metrics}
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"], dtype=float)
         return frame.rename_axis("metric")
 
@@ -92,7 +124,7 @@ class Report:
         return f"{self.n:,} users, {self.protocol}{seeds}, {self.seconds:.2f} s, 95 % intervals over users"
 
     def __repr__(self) -> str:
-        width = max(map(len, self.metrics))
+        width = max(map(len, self.metrics), default=0)
         lines = [
             f"{name:<{width}}  {value:.4f}" + ("" if low != low else f"  [{low:.4f}, {high:.4f}]")
             for name, value, low, high in self.to_frame().itertuples()
@@ -109,6 +141,30 @@ class Report:
             f"<table><caption>{html.escape(self._title())}</caption>"
             f"<thead><tr><th>metric</th><th>value</th><th>interval</th></tr></thead><tbody>{rows}</tbody></table>"
         )
+
+
+class Estimate(NamedTuple):
+    """A metric's mean over users and how sure it is.
+
+    Attributes:
+        value: the mean.
+        low: lower end of its bootstrap interval; NaN where there is none.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        """The value with its interval, as prose shows it: ``f"{ndcg:.3f}"`` is "0.165 [0.154, 0.176]".
+
+        Minus signs are true ones, nothing reads -0.000, and no line breaks within.
+
+        Args:
+            spec: how each number is formatted; ``.4f`` by default.
+        """
+        return _with_interval(self.value, self.low, self.high, spec or ".4f")
 
 
 class Comparison(NamedTuple):
@@ -173,14 +229,16 @@ class Comparison(NamedTuple):
 
 
 def _with_interval(value: float, low: float, high: float, spec: str) -> str:
-    """A value and its interval in the typography of prose."""
+    """A value and its interval in the typography of prose; where there is no interval, the value alone."""
 
     def number(x: float) -> str:
         text = format(x, spec)
-        if float(text.rstrip("%")) == 0:  # a small negative number would round to a zero with a sign
-            text = format(0.0, spec)
+        if not any(digit in text for digit in "123456789") and math.isfinite(x):
+            text = format(0.0, spec)  # a small negative number would round to a zero with a sign
         return text.replace("-", "\N{MINUS SIGN}")
 
+    if math.isnan(low) or math.isnan(high):
+        return number(value)
     return f"{number(value)}\N{NO-BREAK SPACE}[{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
 
 
@@ -194,11 +252,11 @@ def evaluate(
     seen: "Interactions | None" = None,
     k: int | Sequence[int] = 10,
     metrics: Sequence[str] | None = None,
-    users: Tensor | None = None,
+    users: Indices | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
-    item_features: Tensor | None = None,
+    item_features: Tensor | np.ndarray | None = None,
 ) -> Report:
     """Ranks the whole catalog for every test user and measures the lists.
 
@@ -210,9 +268,12 @@ def evaluate(
     Ties in scores are broken at random, reproducibly (see ``ranking.rank_topk``); the result does not depend
     on the batch size. A model in training mode is put in evaluation mode meanwhile.
 
+    A list may be shorter than k, or empty. An empty one has a novelty and a diversity of 0; where all are
+    empty the coverage is 0, and the Gini coefficient, which compares shares of what is shown, is NaN.
+
     Args:
         model: anything with ``score(users)`` and ``n_items``. A score of ``-inf`` declines to recommend the
-            item; it is never in a list, and if relevant it is missed.
+            item; it is never in a list, and if relevant it is missed. Scores are a tensor or numpy's array.
         test: held-out events.
         seen: events whose items must not be recommended again to their user, as a rule all that the model
             was fitted on. ``None`` excludes nothing.
@@ -221,7 +282,7 @@ def evaluate(
             ``"auc"``, ``"coverage"``, ``"gini"``, ``"novelty"`` (needs ``seen``, where popularity is
             counted), ``"diversity"`` (needs ``item_features``). By default all that can be had except
             ``"auc"``, which sorts the whole catalog for each user and costs many times the rest.
-        users: (V,) restricts the evaluation to these users.
+        users: (V,) restricts the evaluation to these users: a tensor, a list or an array of whole numbers.
         batch_size: users scored at once; by default as many as make about 8 million scores on a CPU.
         seed: breaks ties.
         progress: show a bar.
@@ -231,24 +292,28 @@ def evaluate(
         A ``Report``.
 
     Raises:
-        ValueError: for data of different sizes, no user to rank, a cutoff above the number of items, an
-            unknown metric, or scores that are not (B, n_items), NaN or ``+inf`` (naming the user).
+        TypeError: for a test set that is not ``Interactions``, for users (such as a boolean mask), a cutoff,
+            a batch size or a seed that are no whole numbers, or for scores that are no tensor.
+        ValueError: for data of different sizes or ids, no user to rank, a cutoff above the number of items,
+            an unknown metric, scores that are not (B, n_items), NaN or ``+inf`` (naming the user), or
+            features that are not finite (naming the item).
     """
     started = time.perf_counter()
+    held_out = _held_out(model, test, seen, users)
+    seed = whole_number(seed, "seed")
     cutoffs = _cutoffs(k, test.n_items)
     available = {"seen": seen is not None, "item_features": item_features is not None}
     names = _metric_names(metrics, available)
-    held_out = _held_out(model, test, seen, users)
-    if item_features is not None and (item_features.ndim != 2 or len(item_features) != test.n_items):
-        raise ValueError(f"item_features must be ({test.n_items}, d), got shape {tuple(item_features.shape)}")
+    features = None if item_features is None else _features(item_features, test.n_items)
     left_out = None if seen is None else seen_in(seen)
     lists, auc = _rank(model, held_out, left_out, cutoffs[-1], "auc" in names, batch_size, seed, progress)
     known = {
         "n_users": test.n_users,
         "item_counts": None if seen is None else seen.item_counts().cpu(),
-        "item_features": None if item_features is None else item_features.cpu(),
+        "item_features": features,
     }
-    return _report(held_out, names, cutoffs, lists, auc, known, started, "full ranking")
+    over = held_out.fingerprint(test, seen)
+    return _report(held_out, names, cutoffs, lists, auc, known, started, "full ranking", over)
 
 
 def sampled_evaluate(
@@ -259,7 +324,7 @@ def sampled_evaluate(
     n_negatives: int = 99,
     k: int | Sequence[int] = 10,
     metrics: Sequence[str] | None = None,
-    users: Tensor | None = None,
+    users: Indices | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -289,13 +354,17 @@ def sampled_evaluate(
 
     Returns:
         A ``Report`` whose ``protocol`` says what was done.
+
+    Raises:
+        TypeError, ValueError: as ``evaluate``; and for ``n_negatives`` out of range.
     """
+    started = time.perf_counter()
+    held_out = _held_out(model, test, seen, users)
+    seed, n_negatives = whole_number(seed, "seed"), whole_number(n_negatives, "n_negatives")
     if not 1 <= n_negatives <= test.n_items:
         raise ValueError(f"n_negatives must be between 1 and {test.n_items} items; got {n_negatives}")
-    started = time.perf_counter()
     cutoffs = _cutoffs(k, test.n_items)
     names = _metric_names(list(m.RANKING) if metrics is None else metrics, {})
-    held_out = _held_out(model, test, seen, users)
     already = None if seen is None else seen_in(seen)
 
     def others(asked: Tensor) -> tuple[Tensor]:
@@ -314,7 +383,9 @@ def sampled_evaluate(
 
     lists, auc = _rank(model, held_out, others, cutoffs[-1], "auc" in names, batch_size, seed, progress)
     protocol = f"sampled ranking, {n_negatives} negatives"
-    return _report(held_out, names, cutoffs, lists, auc, {"n_users": test.n_users}, started, protocol)
+    known = {"n_users": test.n_users}
+    over = held_out.fingerprint(test, seen)._replace(sample=f"seed {seed}")
+    return _report(held_out, names, cutoffs, lists, auc, known, started, protocol, over)
 
 
 # ------------------------------------------------------------------------------------ comparing reports
@@ -334,7 +405,9 @@ def compare(a: Report, b: Report, name: str, *, level: float = 0.95, seed: int =
         A ``Comparison``; its mean is a minus b. See ``metrics.paired_test``.
 
     Raises:
-        ValueError: where the reports are not over the same users, test items and protocol.
+        TypeError: a seed that is no whole number.
+        ValueError: where the reports are not over the same users, test items, candidates and protocol; the
+            message says what differs.
     """
     _refuse_different([a, b])
     difference = _per_user(a, name) - _per_user(b, name)  # (U,)
@@ -349,7 +422,10 @@ def mean_report(reports: Sequence[Report]) -> Report:
     other users might differ, not other seeds.
 
     Args:
-        reports: over the same users, test items, protocol and metrics.
+        reports: over the same users, test items, candidates, protocol and metrics.
+
+    Raises:
+        ValueError: no report, or reports that differ in one of these; the message says in which.
     """
     if not reports:
         raise ValueError("mean_report needs at least one report")
@@ -366,6 +442,7 @@ def mean_report(reports: Sequence[Report]) -> Report:
         seconds=sum(r.seconds for r in reports),
         protocol=first.protocol,
         n_seeds=len(reports),
+        over=first.over,
     )
 
 
@@ -391,12 +468,28 @@ def users_needed(difference_std: float, effect: float, power: float = 0.8, level
 
 
 def _held_out(
-    model: Scorer, test: "Interactions", seen: "Interactions | None", users: Tensor | None
+    model: Scorer, test: "Interactions", seen: "Interactions | None", users: Indices | None
 ) -> HeldOut:
     """Who is ranked; refuses a model of another catalog."""
+    if isinstance(model, type):
+        raise TypeError(f"the model must be a fitted one, got the class {model.__name__} itself")
+    held_out = HeldOut.of(test, seen, users)
     if model.n_items != test.n_items:
         raise ValueError(f"the model knows {model.n_items} items and the test set {test.n_items}")
-    return HeldOut.of(test, seen, users)
+    return held_out
+
+
+def _features(features: Any, n_items: int) -> Tensor:
+    """(n_items, d) vectors on the CPU, all of them finite."""
+    if not isinstance(features, Tensor):
+        try:
+            features = torch.as_tensor(np.array(features), device="cpu")
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"item_features must be a tensor or an array of numbers ({error})") from error
+    if features.ndim != 2 or len(features) != n_items:
+        raise ValueError(f"item_features must be ({n_items}, d), got shape {tuple(features.shape)}")
+    refuse_not_finite(features, "item_features", "item")
+    return features.cpu()
 
 
 def _rank(
@@ -438,6 +531,7 @@ def _report(
     known: dict[str, Any],
     started: float,
     protocol: str,
+    over: Fingerprint,
 ) -> Report:
     """Measures the lists (U, k)."""
     hits = held_out.hits(lists)  # (U, k)
@@ -462,12 +556,15 @@ def _report(
         items=lists,
         seconds=time.perf_counter() - started,
         protocol=protocol,
+        over=over,
     )
 
 
-def _cutoffs(k: int | Sequence[int], n_items: int) -> list[int]:
-    """Ascending distinct cutoffs."""
-    cutoffs = sorted(set(k) if isinstance(k, Sequence) else {k})
+def _cutoffs(k: Any, n_items: int) -> list[int]:
+    """Ascending distinct cutoffs, of one or of a list or an array of them."""
+    listed = isinstance(k, Sequence) and not isinstance(k, (str, bytes))
+    several = listed or (isinstance(k, np.ndarray) and k.ndim > 0)
+    cutoffs = sorted({whole_number(cutoff, "k") for cutoff in (k if several else [k])})
     if not cutoffs or cutoffs[0] < 1 or cutoffs[-1] > n_items:
         raise ValueError(f"k must be between 1 and the number of items, {n_items}; got {k}")
     return cutoffs
@@ -498,10 +595,29 @@ def _refuse_different(reports: Sequence[Report]) -> None:
     """Paired values must belong together."""
     a = reports[0]
     for b in reports[1:]:
-        if not torch.equal(a.users, b.users) or not torch.equal(a.n_relevant, b.n_relevant):
-            raise ValueError(
-                f"the reports are over different users or test items ({a.n} and {b.n} users): "
-                "evaluate both with the same test, seen and users"
-            )
         if a.protocol != b.protocol:
             raise ValueError(f"the reports are of different protocols: {a.protocol} and {b.protocol}")
+        if difference := _difference(a, b):
+            raise ValueError(
+                f"the reports are over different users or test items: {difference}. Evaluate both with the "
+                "same test, seen and users"
+            )
+
+
+def _difference(a: Report, b: Report) -> str:
+    """In what two reports of one protocol differ, or nothing."""
+    if not torch.equal(a.users, b.users):
+        both = int(torch.isin(a.users, b.users).sum())
+        return f"{a.n} and {b.n} users, of whom {both} are in both"
+    if len(other := (a.n_relevant != b.n_relevant).nonzero().flatten()):
+        counts = f"{int(a.n_relevant[other[0]])} and {int(b.n_relevant[other[0]])}"
+        return f"user {int(a.users[other[0]])} has {counts} items to find"
+    if a.over is None or b.over is None:
+        return ""
+    words = {
+        "catalog": "the ids of their users or items are not the same",
+        "relevant": "the users have as many items to find in both, but not the same ones",
+        "seen": "`seen` was not the same, so other candidates competed",
+        "sample": f"the random candidates were drawn with {a.over.sample} and {b.over.sample}",
+    }
+    return next((text for name, text in words.items() if getattr(a.over, name) != getattr(b.over, name)), "")

@@ -4,20 +4,25 @@ Every list in this library is made here: those of ``recommend``, those on which 
 ``evaluate`` measures. So what is tuned, reported and served is one thing, down to the rule for ties.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from recsys_lib.arguments import Indices, integer_indices, whole_number
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets, row_of_each, take_rows
 from recsys_lib.metrics import refuse_nan
 from recsys_lib.progress import progress_bar
 
 __all__ = [
+    "Fingerprint",
     "HeldOut",
     "LeftOut",
     "Scorer",
@@ -56,8 +61,10 @@ def rank_topk(scores: Tensor, k: int, *, users: Tensor | None = None, seed: int 
         values: (B, k) their scores; ``-inf`` where the item is ``-1``.
 
     Raises:
+        TypeError: for a k or a seed that is no whole number.
         ValueError: for a k out of range, wrong shapes, or scores that are NaN (the message names the user).
     """
+    k = whole_number(k, "k")
     if scores.ndim != 2:
         raise ValueError(f"scores must be (B, N), one row a user; got shape {tuple(scores.shape)}")
     n_rows, n_items = scores.shape
@@ -134,7 +141,7 @@ def _tie_key(users: Tensor, items: Tensor, seed: int) -> Tensor:
     Items of a user never share a key: an odd multiplier, a shift and ``_mix`` are all bijections of 31 bits.
     Only integer products below 2^62 are used, so every device computes the same.
     """
-    start = _mix((users + _mix(users.new_tensor(seed & _MASK))) & _MASK)
+    start = _mix((users + _mix(users.new_tensor(whole_number(seed, "seed") & _MASK))) & _MASK)
     stride = _mix(start ^ 0x5BD1E995) | 1  # odd
     return _mix((items * stride + start) & _MASK)
 
@@ -156,7 +163,7 @@ class Scorer(Protocol):
         """Size of the catalog."""
 
     def score(self, users: Tensor) -> Tensor:
-        """(B,) int64 -> (B, n_items) real scores, higher is better."""
+        """(B,) int64 -> (B, n_items) real scores, higher is better; a tensor, or an array of numpy."""
 
 
 def seen_in(interactions: Interactions) -> LeftOut:
@@ -189,7 +196,7 @@ def only(allowed: Tensor, left_out: LeftOut | None = None) -> LeftOut:
 
 def score_batches(
     model: Scorer,
-    users: Tensor,
+    users: Indices,
     left_out: LeftOut | None = None,
     *,
     batch_size: int | None = None,
@@ -200,7 +207,7 @@ def score_batches(
     Args:
         model: anything with ``score`` and ``n_items``; in training mode it is put in evaluation mode
             meanwhile.
-        users: (U,) int64.
+        users: (U,) whole numbers.
         left_out: says which items are; see ``seen_in``.
         batch_size: users scored at once; by default as many as make about 8 million scores on a CPU.
         progress: show a bar.
@@ -210,13 +217,13 @@ def score_batches(
         the next batch.
 
     Raises:
+        TypeError: users or a batch size that are no whole numbers, or scores that are no tensor or array.
         ValueError: a batch size below 1, or scores that are not (b, n_items) real numbers.
     """
-    device = _device(model)
+    device, users = _device(model), integer_indices(users, "users")
     if batch_size is None:
         batch_size = max(1, (_CHUNK_CPU if device.type == "cpu" else _CHUNK_GPU) // model.n_items)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = whole_number(batch_size, "batch_size", at_least=1)
     work = None
     with torch.no_grad(), _evaluation_mode(model):
         for batch in progress_bar(users.split(batch_size), "ranking", enabled=progress):
@@ -234,7 +241,7 @@ def score_batches(
 
 def top_lists(
     model: Scorer,
-    users: Tensor,
+    users: Indices,
     k: int,
     left_out: LeftOut | None = None,
     *,
@@ -246,7 +253,7 @@ def top_lists(
 
     Args:
         model: see ``score_batches``, and there for the arguments that are not listed.
-        users: (U,) int64.
+        users: (U,) whole numbers.
         k: length of the lists.
         left_out: says which items are; see ``seen_in``.
         batch_size: users scored at once.
@@ -256,6 +263,7 @@ def top_lists(
     Returns:
         items (U, k) int64, -1 where a user has fewer left; their scores (U, k). On the users' device.
     """
+    users = integer_indices(users, "users")
     batches = score_batches(model, users, left_out, batch_size=batch_size, progress=progress)
     lists = [rank_topk(scores, k, users=asked, seed=seed) for asked, scores in batches]
     if not lists:
@@ -266,6 +274,22 @@ def top_lists(
 
 
 # ------------------------------------------------------------------------------------- what is to be found
+
+
+class Fingerprint(NamedTuple):
+    """What an evaluation is over, in texts that are equal where it is the same.
+
+    Attributes:
+        catalog: users and items, by their ids.
+        relevant: who should find what.
+        seen: what was left out.
+        sample: how candidates were drawn, where not all items compete.
+    """
+
+    catalog: str
+    relevant: str
+    seen: str
+    sample: str = ""
 
 
 @dataclass(frozen=True)
@@ -286,32 +310,37 @@ class HeldOut:
 
     @classmethod
     def of(
-        cls, held_out: Interactions, seen: Interactions | None = None, users: Tensor | None = None
+        cls, held_out: Interactions, seen: Interactions | None = None, users: Indices | None = None
     ) -> "HeldOut":
         """What there is to find among held-out events.
 
         Args:
             held_out: the events.
             seen: events whose items are not to be found again by their user.
-            users: (V,) restricts it to these users.
+            users: (V,) whole numbers, restricts it to these users.
 
         Raises:
+            TypeError: events that are not ``Interactions``, or ``users`` that are no whole numbers.
             ValueError: the two are of different data sets, ``users`` are out of range, or there is nothing to
                 find.
         """
+        for events, name in ((held_out, "test"), (seen, "seen")):
+            if events is not None and not hasattr(events, "csr"):
+                raise TypeError(
+                    f"{name} must be Interactions, got {type(events).__name__}; "
+                    "make them with Interactions.from_frame(frame)"
+                )
         n_items = held_out.n_items
-        if seen is not None and (seen.n_users, seen.n_items) != (held_out.n_users, n_items):
-            raise ValueError(
-                f"test and seen are not of one data set: {held_out.n_users} users and {n_items} items "
-                f"against {seen.n_users} and {seen.n_items}"
-            )
+        if seen is not None:
+            _same_catalog(held_out, seen, "test and seen")
         relevant = _keys(held_out)  # (R,)
         if seen is not None:
             relevant = relevant[~_among(relevant, _keys(seen))]
         if users is not None:
-            wanted = users.cpu().long().unique()
-            if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < held_out.n_users:
-                raise ValueError(f"users must be between 0 and {held_out.n_users - 1}")
+            wanted = integer_indices(users, "users").cpu().unique()  # (V',)
+            unknown = wanted[(wanted < 0) | (wanted >= held_out.n_users)]
+            if len(unknown):
+                raise ValueError(f"users must be between 0 and {held_out.n_users - 1}, got {int(unknown[0])}")
             relevant = relevant[_among(relevant // n_items, wanted)]
         if not len(relevant):
             raise ValueError(
@@ -331,6 +360,62 @@ class HeldOut:
         rows = torch.searchsorted(self.users, users.cpu())  # (b,)
         place, row = take_rows(offsets(self.n_relevant), rows)  # (E,), (E,)
         return row, self.relevant[place] % self.n_items
+
+    def fingerprint(self, held_out: Interactions, seen: Interactions | None = None) -> Fingerprint:
+        """Tells whether two evaluations are over the same; the arguments are those of ``of``."""
+        sizes = torch.tensor([held_out.n_users, held_out.n_items], device="cpu")  # (2,)
+        ids = (getattr(held_out, name, None) for name in ("user_ids", "item_ids"))
+        return Fingerprint(
+            catalog=_digest(sizes.numpy(), *(_hashes(index) for index in ids if index is not None)),
+            relevant=_digest(self.relevant.numpy()),
+            seen=_digest() if seen is None else _digest(_keys(seen).numpy()),
+        )
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """A short text that differs where an array does."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _hashes(ids: pd.Index) -> np.ndarray:
+    """Numbers that differ where an id does."""
+    if not isinstance(ids, pd.MultiIndex):  # pairs have no type of their own
+        ids = ids.infer_objects()  # whole numbers that are kept as objects are equal to others
+    try:
+        return pd.util.hash_pandas_object(ids, index=False, categorize=False).to_numpy()
+    except (TypeError, ValueError):  # a mixture of types
+        return np.frombuffer(repr(list(ids)).encode(), np.uint8)
+
+
+def _same_catalog(first: Any, second: Any, where: str) -> None:
+    """Refuses events whose numbers stand for other users or items.
+
+    Args:
+        first: events; of those without ids only the sizes can be compared.
+        second: others.
+        where: what the two are, for the message.
+
+    Raises:
+        ValueError: other sizes, or another id in some place.
+    """
+    if (first.n_users, first.n_items) != (second.n_users, second.n_items):
+        raise ValueError(
+            f"{where} are not of one data set: {first.n_users} users and {first.n_items} items "
+            f"against {second.n_users} and {second.n_items}"
+        )
+    for kind in ("user", "item"):
+        mine, theirs = (getattr(events, f"{kind}_ids", None) for events in (first, second))
+        if mine is None or theirs is None or mine is theirs or mine.equals(theirs):
+            continue
+        pairs = list(zip(mine.tolist(), theirs.tolist(), strict=True))
+        place = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+        raise ValueError(
+            f"{where} are not of one data set: {kind} {place} is {pairs[place][0]!r} in one and "
+            f"{pairs[place][1]!r} in the other; make them with the same user_ids and item_ids"
+        )
 
 
 def _keys(interactions: Interactions) -> Tensor:
@@ -355,8 +440,14 @@ def _device(model: object) -> torch.device:
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
-def _checked_scores(scores: Tensor, users: Tensor, n_items: int) -> Tensor:
-    """The scores, if they are what they should be."""
+def _checked_scores(scores: Any, users: Tensor, n_items: int) -> Tensor:
+    """The scores as a tensor, if they are what they should be."""
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
+        # A tensor takes neither memory that must not be written nor negative strides; then it is copied.
+        scores = torch.as_tensor(np.require(scores, requirements=["C", "W"]), device="cpu")
+    if not isinstance(scores, Tensor):
+        kind = f"an array of {scores.dtype}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise TypeError(f"model.score must return a tensor or an array of real scores; got {kind}")
     if scores.shape != (len(users), n_items) or not scores.is_floating_point():
         raise ValueError(
             f"model.score must return ({len(users)}, {n_items}) real scores for {len(users)} users; "

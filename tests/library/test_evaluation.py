@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -19,6 +21,7 @@ from recsys_lib import ranking
 from recsys_lib.data import Interactions
 from recsys_lib.evaluation import (
     Comparison,
+    Estimate,
     Report,
     compare,
     evaluate,
@@ -55,6 +58,11 @@ class Constant:
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def renamed(events: Interactions, **ids: Any) -> Interactions:
+    """The same numbers, standing for other users or items: as if read from another table."""
+    return replace(events, **{name: pd.Index(values) for name, values in ids.items()})
 
 
 def events(mask: Tensor) -> Interactions:
@@ -248,7 +256,12 @@ def test_minus_infinity_declines_an_item() -> None:
         ({"seen": events(torch.ones(2, 5).bool())}, "not of one data set"),
         ({"seen": events(torch.ones(3, 5).bool())}, "no user to evaluate"),
         ({"users": torch.tensor([2])}, "no user to evaluate"),
-        ({"users": torch.tensor([1, 3])}, "between 0 and 2"),
+        ({"users": torch.tensor([1, 3])}, "between 0 and 2, got 3"),
+        ({"users": [-1]}, "between 0 and 2, got -1"),
+        ({"users": torch.tensor(1)}, "users must be one-dimensional"),
+        ({"k": np.int64(6)}, "between 1 and the number of items, 5"),
+        ({"item_features": torch.full((5, 2), torch.nan)}, "item 0 of item_features holds NaN"),
+        ({"item_features": np.array([[0.0], [1], [2], [np.inf], [4]])}, "item 3 of item_features holds inf"),
         ({"model": Table(torch.full((3, 5), torch.inf))}, r"user 0 contain \+inf"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
@@ -258,6 +271,147 @@ def test_evaluate_refuses_what_makes_no_sense(change: dict[str, object], message
     arguments = {"model": Constant(5), "test": events(test), "k": 2} | change
     with pytest.raises(ValueError, match=message):
         evaluate(arguments.pop("model"), arguments.pop("test"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 2.0}, r"k must be a whole number, got 2\.0"),
+        ({"k": True}, "k must be a whole number, got True"),
+        ({"k": [1, 2.5]}, r"k must be a whole number, got 2\.5"),
+        ({"k": "2"}, "k must be a whole number, got '2'"),
+        ({"k": None}, "k must be a whole number, got None"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"seed": 0.5}, r"seed must be a whole number, got 0\.5"),
+        ({"batch_size": 2.5}, r"batch_size must be a whole number, got 2\.5"),
+        ({"users": torch.tensor([True, False, True])}, "users must be whole numbers, got a boolean mask"),
+        ({"users": np.array([True, False, True])}, "got a boolean mask"),
+        ({"users": [True, False, True]}, "got a boolean mask"),
+        ({"users": torch.tensor([0.0, 1.9])}, "users must be whole numbers, got float32"),
+        ({"users": [0, 1.9]}, "users must be whole numbers, got float64"),
+        ({"users": 1}, "users must be a tensor, a list or an array of whole numbers, got int"),
+        ({"users": {1, 2}}, "got set"),
+        ({"test": pd.DataFrame({"user_id": [1]})}, "test must be Interactions, got DataFrame; make them"),
+        ({"seen": torch.zeros(3, 5)}, "seen must be Interactions, got Tensor"),
+        ({"model": Constant}, "must be a fitted one, got the class Constant"),
+    ],
+)
+def test_evaluate_names_what_is_of_another_kind(change: dict[str, Any], message: str) -> None:
+    test = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]).bool()
+    for function in (evaluate, sampled_evaluate):
+        arguments = {"model": Constant(5), "test": events(test), "k": 2} | change
+        arguments |= {} if function is evaluate else {"n_negatives": 2}
+        with pytest.raises(TypeError, match=message):
+            function(arguments.pop("model"), arguments.pop("test"), **arguments)
+
+
+@pytest.mark.parametrize(
+    "users", [[2, 0, 2], (0, 2), np.array([2, 0]), pd.Series([0, 2]), torch.tensor([0, 2], dtype=torch.int32)]
+)
+def test_users_are_a_tensor_a_list_or_an_array(users: Any) -> None:
+    scores, test, _ = problem(1, 4, 9)
+    test[:, 0] = True
+    expected = evaluate(Table(scores), events(test), k=3, users=torch.tensor([0, 2]))
+    assert expected.users.tolist() == [0, 2]
+    found = evaluate(Table(scores), events(test), k=3, users=users)
+    assert torch.equal(found.users, expected.users)
+    assert found.metrics == expected.metrics
+    sampled = sampled_evaluate(Table(scores), events(test), k=3, n_negatives=3, users=users)
+    assert torch.equal(sampled.users, expected.users)
+
+
+def test_whole_numbers_may_be_numpys() -> None:
+    scores, test, seen = problem(1, 6, 12)
+    data = {"test": events(test), "seen": events(seen), "progress": False}
+    expected = evaluate(Table(scores), k=[2, 5], seed=3, batch_size=2, **data)
+    for k in (np.array([5, 2]), [np.int64(2), np.int32(5)], (5, 2, 2), range(2, 6, 3)):
+        found = evaluate(Table(scores), k=k, seed=np.int64(3), batch_size=np.int16(2), **data)
+        assert found.metrics == expected.metrics
+    assert evaluate(Table(scores), k=np.int64(5), **data).metrics.keys() <= expected.metrics.keys()
+
+
+def test_scores_and_features_may_be_arrays() -> None:
+    scores, test, seen = problem(1, 6, 12)
+    data = {"test": events(test), "seen": events(seen), "k": 3, "metrics": ["ndcg", "auc", "diversity"]}
+    expected = evaluate(Table(scores), item_features=scores.T, **data)
+    before = scores.numpy().copy()
+    before.flags.writeable = False
+
+    class Arrays(Constant):
+        """Scores are what ``table`` makes of the users, in the types that numpy has."""
+
+        def __init__(self, table: Callable[[Tensor], Any]) -> None:
+            super().__init__(12)
+            self.score = table
+
+    tables = (
+        lambda users: before[users.numpy()],
+        lambda users: before[users.numpy()].astype(np.float64),
+        lambda users: before[: int(users[-1]) + 1][-len(users) :],  # a view that must not be written to
+        lambda users: before[::-1][::-1][users.numpy()],
+        lambda users: np.asfortranarray(before[users.numpy()]),
+    )
+    for table in tables:
+        found = evaluate(Arrays(table), item_features=scores.T.numpy(), batch_size=1, **data)
+        assert torch.equal(found.items, expected.items)
+        assert found.metrics == expected.metrics
+    frame = pd.DataFrame(scores.T.numpy())
+    assert evaluate(Table(scores), item_features=frame, **data).metrics == expected.metrics
+    assert evaluate(Table(scores), item_features=scores.T.tolist(), **data).metrics == expected.metrics
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda users: np.zeros((len(users), 5), dtype=np.int64), "got an array of int64"),
+        (lambda users: [[0.0] * 5] * len(users), "got list"),
+        (lambda users: None, "got NoneType"),
+        (lambda users: pd.DataFrame(np.zeros((len(users), 5))), "got DataFrame"),
+    ],
+)
+def test_scores_of_another_kind_are_refused(score: Callable[[Tensor], Any], message: str) -> None:
+    model = Constant(5)
+    model.score = score  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=f"model.score must return a tensor or an array of real.*{message}"):
+        evaluate(model, events(torch.eye(2, 5).bool()), k=2)
+
+
+def test_features_of_another_kind_are_refused() -> None:
+    for features in ("text", [["a", "b"]] * 5, {"a": 1}):
+        with pytest.raises(TypeError, match="item_features must be a tensor or an array of numbers"):
+            evaluate(Constant(5), events(torch.eye(2, 5).bool()), k=2, item_features=features)  # type: ignore[arg-type]
+
+
+def test_a_model_that_recommends_nothing_to_anybody() -> None:
+    test = torch.eye(3, 5).bool()
+    silent = Table(torch.full((3, 5), -torch.inf))
+    data = {"seen": events(torch.eye(3, 5).bool().roll(1, 1)), "item_features": torch.ones(5, 2)}
+    report = evaluate(silent, events(test), k=2, **data)
+    assert (report.items == -1).all()
+    assert math.isnan(report.metrics["gini@2"])  # there are no shares to be unequal
+    for name in ("ndcg", "recall", "hit_rate", "precision", "mrr", "map", "coverage", "novelty", "diversity"):
+        assert report.metrics[f"{name}@2"] == 0
+    assert "gini@2       nan\n" in repr(report)
+    assert "<td>nan</td>" in report._repr_html_()
+    assert f"{report.of('gini@2'):.3f}" == "nan"
+    average = mean_report([report, report])
+    assert math.isnan(average.metrics["gini@2"])
+    assert "mean of 2 seeds" in repr(average)
+
+
+def test_data_sets_read_apart_are_refused() -> None:
+    """Both count 3 users and 5 items, but the numbers stand for others."""
+    test, seen = events(torch.eye(3, 5).bool()), events(torch.eye(3, 5).bool().roll(1, 1))
+    other_users = renamed(seen, user_ids=[0, 7, 2])
+    other_items = renamed(seen, item_ids=["0", "1", "2", "3", "4"])
+    for function in (evaluate, sampled_evaluate):
+        options = {"k": 2} | ({} if function is evaluate else {"n_negatives": 2})
+        with pytest.raises(ValueError, match="not of one data set: user 1 is 1 in one and 7 in the other"):
+            function(Constant(5), test, seen=other_users, **options)
+        with pytest.raises(ValueError, match="not of one data set: item 0 is 0 in one and '0' in the other"):
+            function(Constant(5), test, seen=other_items, **options)
+        # Equal ids are enough; they need not be the same object.
+        function(Constant(5), test, seen=renamed(seen, user_ids=range(3)), **options)
 
 
 @pytest.mark.parametrize(
@@ -417,6 +571,111 @@ def test_compare_refuses_other_users_items_metrics_and_protocols() -> None:
         compare(a, sampled, "ndcg@5")
 
 
+ONE_EACH = events(torch.eye(4, 25).bool())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        # As many items for each user, but others.
+        ({"test": events(torch.eye(4, 25).bool().roll(3, 1))}, "as many items .* but not the same ones"),
+        ({"test": renamed(ONE_EACH, item_ids=range(1, 26))}, "the ids of their users or items are not the"),
+        ({"test": renamed(ONE_EACH, user_ids=list("abcd"))}, "the ids of their users or items are not the"),
+        ({"seen": events(torch.eye(4, 25).bool().roll(9, 1))}, "`seen` was not the same"),
+        ({"seen": None}, "`seen` was not the same"),
+        ({"users": [0, 1, 2]}, "4 and 3 users, of whom 3 are in both"),
+        (
+            {"test": events(torch.eye(4, 25).bool() | torch.eye(4, 25).bool().roll(3, 1))},
+            "user 0 has 1 and 2",
+        ),
+    ],
+)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_reports_over_something_else_are_not_comparable(
+    other: dict[str, Any], message: str, sampled: bool
+) -> None:
+    def report(**change: Any) -> Report:
+        arguments = {"test": ONE_EACH, "seen": events(torch.eye(4, 25).bool().roll(8, 1))} | change
+        if sampled:
+            return sampled_evaluate(Constant(25), n_negatives=5, k=5, **arguments)
+        return evaluate(Constant(25), k=5, **arguments)
+
+    a = report()
+    seen = other.get("seen", events(torch.eye(4, 25).bool().roll(8, 1)))
+    if "test" in other and seen is not None:  # ids must fit within an evaluation
+        seen = replace(seen, user_ids=other["test"].user_ids, item_ids=other["test"].item_ids)
+    b = report(**other | {"seen": seen})
+    metrics = "ndcg@5"
+    with pytest.raises(ValueError, match=f"over different users or test items: .*{message}.*Evaluate both"):
+        compare(a, b, metrics)
+    with pytest.raises(ValueError, match=message):
+        compare(b, a, metrics) if "as many" in message else mean_report([a, b])
+    assert compare(a, report(), metrics).mean == 0
+
+
+def test_reports_over_the_same_data_are_comparable_however_they_were_made() -> None:
+    _, test, seen = problem(0, 9, 25)
+    a = evaluate(Constant(25), events(test), seen=events(seen), k=5)
+    again = renamed(events(test), user_ids=pd.Index(range(9), dtype=object))
+    b = evaluate(Constant(25), again, seen=events(seen | torch.zeros_like(seen)), k=5, users=range(9))
+    assert compare(a, b, "ndcg@5")[:4] == (0, 0, 0, 1)
+    # No `seen` and one without events exclude the same.
+    nothing = events(torch.zeros_like(seen))
+    c, d = (evaluate(Constant(25), events(test), seen=x, k=5, metrics=["ndcg"]) for x in (None, nothing))
+    assert mean_report([c, d]).metrics == c.metrics
+    # An average is over what its parts are over.
+    with pytest.raises(ValueError, match="different users or test items"):
+        compare(mean_report([c, d]), a, "ndcg@5")
+    # Of events without ids only the numbers are known.
+    assert c.over is not None
+    assert compare(c, replace(d, over=c.over), "ndcg@5").mean == 0
+
+
+def test_random_candidates_are_comparable_where_they_were_drawn_alike() -> None:
+    test = events(torch.eye(4, 25).bool())
+    a, b, c = (sampled_evaluate(Constant(25), test, n_negatives=5, k=5, seed=seed) for seed in (0, 1, 0))
+    with pytest.raises(ValueError, match="candidates were drawn with seed 0 and seed 1"):
+        compare(a, b, "ndcg@5")
+    assert compare(a, c, "ndcg@5").mean == 0
+    full = [evaluate(Constant(25), test, k=5, seed=seed) for seed in (0, 1)]
+    assert compare(*full, "ndcg@5").n == 4  # in a full ranking the seed only breaks ties
+
+
+def by_hand(**values: Any) -> Report:
+    """A report that no evaluation made."""
+    n = len(next(iter(values.values())))
+    return Report(
+        metrics={name: float(torch.tensor(x).mean()) for name, x in values.items()},
+        per_user={name: torch.tensor(x).double() for name, x in values.items()},
+        users=torch.arange(n),
+        n_relevant=torch.ones(n, dtype=torch.int64),
+        items=torch.zeros(n, 1, dtype=torch.int64),
+        seconds=0.0,
+        protocol="full ranking",
+    )
+
+
+def test_reports_made_by_hand_are_compared_by_users_and_counts() -> None:
+    a, b = by_hand(x=[1.0, 0.0, 1.0]), by_hand(x=[0.0, 0.0, 1.0])
+    assert compare(a, b, "x").mean == pytest.approx(1 / 3)
+    made = evaluate(Constant(5), events(torch.eye(3, 5).bool()), k=2)
+    made.per_user["x"] = torch.zeros(3, dtype=torch.float64)
+    assert compare(a, made, "x").n == compare(made, a, "x").n == 3
+    with pytest.raises(ValueError, match="3 and 2 users, of whom 2 are in both"):
+        compare(a, by_hand(x=[1.0, 0.0]), "x")
+    other = by_hand(x=[1.0, 0.0, 1.0])
+    other.n_relevant[1] = 4
+    with pytest.raises(ValueError, match="user 1 has 1 and 4 items to find"):
+        compare(a, other, "x")
+
+
+@pytest.mark.parametrize(("seed", "error"), [(None, TypeError), (0.5, TypeError), (-1, ValueError)])
+def test_compare_needs_a_seed(seed: Any, error: type[Exception]) -> None:
+    a = by_hand(x=[1.0, 0.0, 1.0])
+    with pytest.raises(error, match="seed must be"):
+        compare(a, a, "x", seed=seed)
+
+
 def test_mean_report_averages_users_over_seeds() -> None:
     a, b = report_of(0), report_of(1)
     mean = mean_report([a, b])
@@ -515,7 +774,63 @@ def test_sampled_evaluate_refuses_what_makes_no_sense() -> None:
         sampled_evaluate(Constant(5), test, n_negatives=2, k=2, metrics=["novelty"])
 
 
-# ------------------------------------------------------------------------------- differences in sentences
+# ------------------------------------------------------------------- values and differences in sentences
+
+
+@pytest.mark.parametrize(
+    ("values", "spec", "text"),
+    [
+        ((0.165, 0.154, 0.176), ".3f", "0.165 [0.154, 0.176]"),
+        ((0.165, 0.154, 0.176), "", "0.1650 [0.1540, 0.1760]"),
+        ((0.165, 0.154, 0.176), "+.2f", "+0.17 [+0.15, +0.18]"),
+        ((0.165, 0.154, 0.176), ".1%", "16.5% [15.4%, 17.6%]"),
+        ((-0.5, -1.0, -0.00001), ".2f", "−0.50 [−1.00, 0.00]"),
+        ((12345.6, 1234.5, 23456.7), ",.1f", "12,345.6 [1,234.5, 23,456.7]"),
+        ((1e-10, -1e-10, 2e-10), ".1e", "1.0e−10 [−1.0e−10, 2.0e−10]"),
+        ((0.25, math.nan, math.nan), ".3f", "0.250"),
+        ((-0.25, math.nan, math.nan), ".3f", "−0.250"),
+        ((math.nan, math.nan, math.nan), ".3f", "nan"),
+    ],
+)
+def test_a_value_in_a_sentence(values: tuple[float, float, float], spec: str, text: str) -> None:
+    found = format(Estimate(*values), spec)
+    assert found.replace("\N{NO-BREAK SPACE}", " ") == text
+    assert " " not in found  # no line breaks within
+    assert "-" not in found
+
+
+def test_a_report_in_a_sentence() -> None:
+    report = report_of(0)
+    low, high = report.interval("ndcg@5")
+    value = report.metrics["ndcg@5"]
+    assert report.of("ndcg@5") == (value, low, high)
+    text = f"{value:.3f}\N{NO-BREAK SPACE}[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]"
+    assert f"{report.of('ndcg@5'):.3f}" == text
+    assert f"{report:.3f}" == text  # the first metric
+    assert f"{report}" == str(report)  # and without a format the whole
+    assert f"{report.of('recall@5'):.3f}" != text
+    assert f"{report.of('coverage@5'):.3f}" == f"{report.metrics['coverage@5']:.3f}"
+    with pytest.raises(ValueError, match="no metric 'ndcg@10'; there are ndcg@5, recall@5"):
+        report.of("ndcg@10")
+
+
+@pytest.mark.parametrize("values", [[0.5, math.nan], [math.inf, 1.0], [math.nan, math.nan]])
+def test_a_report_can_always_be_printed(values: list[float]) -> None:
+    report = by_hand(good=[0.0, 1.0], bad=values)
+    mean = float(torch.tensor(values).mean())
+    assert repr(report).splitlines()[1:] == ["good  0.5000  [0.0000, 1.0000]", f"bad   {mean:.4f}"]
+    assert f"<td>{mean:.4f}</td><td></td>" in report._repr_html_()
+    assert f"{report.of('bad'):.2f}" == f"{mean:.2f}"
+    with pytest.raises(ValueError, match="finite"):
+        report.interval("bad")
+
+
+def test_an_empty_report_can_be_printed() -> None:
+    report = replace(by_hand(x=[1.0]), metrics={}, per_user={})
+    assert repr(report).startswith("Report: 1 users")
+    nobody = by_hand(x=[1.0])
+    nobody.per_user["x"], nobody.users = torch.zeros(0).double(), torch.zeros(0)
+    assert repr(nobody).endswith("\nx  1.0000")
 
 
 def gap(mean: float, low: float, high: float) -> Comparison:

@@ -1,7 +1,11 @@
 """From scores to lists: the rule for ties against chance, what is left out, what is to be found."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -158,6 +162,28 @@ def test_rank_topk_refuses_wrong_shapes() -> None:
         rank_topk(torch.zeros(2, 5), 1, users=torch.arange(3))
 
 
+@pytest.mark.parametrize("k", [2.0, True, None, "2"])
+def test_lists_have_a_whole_number_of_places(k: object) -> None:
+    with pytest.raises(TypeError, match="k must be a whole number"):
+        rank_topk(torch.zeros(2, 5), k)  # type: ignore[arg-type]
+    assert rank_topk(torch.zeros(2, 5), np.int64(2))[0].shape == (2, 2)
+
+
+def test_ties_are_broken_by_a_seed() -> None:
+    for seed in (None, 0.5, True):
+        for function in (rank_topk, rank_candidates):
+            given = 2 if function is rank_topk else torch.tensor([[0, 1, 2]])
+            with pytest.raises(TypeError, match="seed must be a whole number"):
+                function(torch.zeros(1, 3), given, seed=seed)  # type: ignore[operator]
+    # Negative ones are seeds, too, and numpy's numbers.
+    assert torch.equal(
+        rank_topk(torch.zeros(9, 5), 5, seed=np.int64(3))[0], rank_topk(torch.zeros(9, 5), 5, seed=3)[0]
+    )
+    assert not torch.equal(
+        rank_topk(torch.zeros(9, 5), 5, seed=-3)[0], rank_topk(torch.zeros(9, 5), 5, seed=3)[0]
+    )
+
+
 # --- given candidates
 
 
@@ -198,6 +224,8 @@ class Table(torch.nn.Module):
 
 
 def events(pairs: list[tuple[int, int]], n_users: int = 5, n_items: int = 8) -> Interactions:
+    if not pairs:
+        return events([(0, 0)], n_users, n_items)[:0]
     frame = pd.DataFrame(pairs, columns=["user_id", "item_id"])
     return Interactions.from_frame(frame, user_ids=range(n_users), item_ids=range(n_items))
 
@@ -234,6 +262,38 @@ def test_scores_that_are_no_scores_are_refused() -> None:
         list(score_batches(Table(torch.zeros(2, 8)), torch.arange(2), batch_size=0))
 
 
+def test_users_may_be_listed_but_not_masked() -> None:
+    model = Table(torch.rand(5, 8, generator=generator(0))).eval()
+    expected = top_lists(model, torch.tensor([1, 3]), 4)
+    for users in ([1, 3], np.array([1, 3])):
+        for ours, theirs in zip(top_lists(model, users, 4), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    for wrong in (torch.tensor([False, True, False, True, False]), torch.tensor([1.0, 3.0])):
+        with pytest.raises(TypeError, match="users must be whole numbers"):
+            top_lists(model, wrong, 4)
+        with pytest.raises(TypeError, match="users must be whole numbers"):
+            list(score_batches(model, wrong))
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number, got 2\.5"):
+        top_lists(model, [1, 3], 4, batch_size=2.5)  # type: ignore[arg-type]
+
+
+def test_scores_of_numpy_are_taken_as_they_are() -> None:
+    class Arrays(Table):
+        def score(self, users: Tensor) -> Any:
+            return super().score(users).numpy()
+
+    table = torch.rand(5, 8, generator=generator(0))
+    before = table.clone()
+    seen = seen_in(events([(0, 1), (3, 7)]))
+    for dtype in (torch.float32, torch.float64):
+        for kind in (Table, Arrays):
+            (_, scores), *rest = score_batches(kind(table.to(dtype)).eval(), torch.arange(5), seen)
+            assert not rest
+            assert scores.dtype == dtype
+            assert scores.isinf().nonzero().tolist() == [[0, 1], [3, 7]]
+    assert torch.equal(table, before)  # what the model handed out is not written to
+
+
 # --- what is to be found
 
 
@@ -254,5 +314,63 @@ def test_nothing_to_find_is_an_error() -> None:
         HeldOut.of(events([(0, 1)]), events([(0, 1)]))
     with pytest.raises(ValueError, match="not of one data set"):
         HeldOut.of(events([(0, 1)]), events([(0, 1)], n_users=6))
-    with pytest.raises(ValueError, match="users must be between 0 and 4"):
-        HeldOut.of(events([(0, 1)]), users=torch.tensor([9]))
+    for user in (9, 5, -1):
+        with pytest.raises(ValueError, match=f"users must be between 0 and 4, got {user}"):
+            HeldOut.of(events([(0, 1)]), users=torch.tensor([0, user]))
+    assert HeldOut.of(events([(0, 1), (4, 2)]), users=[4, 0]).users.tolist() == [0, 4]
+
+
+def test_the_fingerprint_tells_what_an_evaluation_is_over() -> None:
+    def of(pairs: list[tuple[int, int]], seen: list[tuple[int, int]] | None = None, **sizes: int) -> Any:
+        test = events(pairs, **sizes)
+        other = None if seen is None else events(seen, **sizes)
+        return HeldOut.of(test, other).fingerprint(test, other)
+
+    same = of([(0, 1), (2, 3)], [(0, 2)])
+    assert same == of([(2, 3), (0, 1), (0, 1)], [(0, 2), (0, 2)])
+    assert same == of([(0, 1), (2, 3), (0, 2)], [(0, 2)])  # what was seen is not to be found
+    assert of([(0, 1)]) == of([(0, 1)], [])
+
+    def differs(other: Any) -> list[str]:
+        return [name for name in same._fields if getattr(same, name) != getattr(other, name)]
+
+    assert differs(of([(0, 1), (2, 4)], [(0, 2)])) == ["relevant"]
+    assert differs(of([(0, 1), (2, 3)], [(0, 3)])) == ["seen"]
+    assert differs(of([(0, 1), (2, 3)], [(1, 2)])) == ["seen"]
+    assert differs(of([(0, 1), (2, 3)])) == ["seen"]
+    assert differs(of([(0, 1), (2, 3)], [(0, 2)], n_users=6)) == ["catalog"]
+    # The users, the items, and never a mixture of the two.
+    test, seen = events([(0, 1), (2, 3)]), events([(0, 2)])
+    for ids in ({"user_ids": list("abcde")}, {"item_ids": range(1, 9)}, {"item_ids": list("01234567")}):
+        renamed = [replace(x, **{name: pd.Index(y) for name, y in ids.items()}) for x in (test, seen)]
+        assert differs(HeldOut.of(*renamed).fingerprint(*renamed)) == ["catalog"]
+
+
+def test_fingerprints_take_any_ids() -> None:
+    catalogs = [
+        pd.Index(list("abcde")),
+        pd.MultiIndex.from_product([[0, 1, 2, 3, 4], ["x"]]),
+        pd.Index([1, "a", (2, 3), 4.5, None], dtype=object),
+        pd.date_range("2020-01-01", periods=5),
+        pd.CategoricalIndex(list("vwxyz")),
+    ]
+    found = []
+    for user_ids in catalogs:
+        test = replace(events([(0, 1)]), user_ids=user_ids)
+        found.append(HeldOut.of(test).fingerprint(test).catalog)
+        assert found[-1] == HeldOut.of(test, test[:0]).fingerprint(test).catalog
+    assert len(set(found)) == len(catalogs)
+
+
+def test_events_without_ids_are_compared_by_their_sizes() -> None:
+    """Whatever has the methods of Interactions will do; only what it knows can be compared."""
+
+    def bare(n_users: int) -> Any:
+        real = events([(0, 1)], n_users=n_users)
+        return SimpleNamespace(n_users=n_users, n_items=8, csr=real.csr, item_counts=real.item_counts)
+
+    nothing = events([(0, 2)])
+    assert HeldOut.of(bare(5), nothing).users.tolist() == [0]
+    assert HeldOut.of(bare(5)).fingerprint(bare(5)) != HeldOut.of(bare(6)).fingerprint(bare(6))
+    with pytest.raises(ValueError, match="6 users and 8 items against 5 and 8"):
+        HeldOut.of(bare(6), nothing)

@@ -34,7 +34,8 @@ def check_indices(indices: Tensor, n: int, what: str, *, ndim: int = 1, padding:
             f"wrap it in torch.tensor"
         )
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TypeError(f"{what}s must be integer indices, got {indices.dtype}")
+        mask = "; a mask becomes indices by mask.nonzero().flatten()" if indices.dtype == torch.bool else ""
+        raise TypeError(f"{what}s must be integer indices, got {indices.dtype}{mask}")
     if indices.ndim != ndim:
         form = "one-dimensional" if ndim == 1 else f"{ndim}-dimensional"
         raise ValueError(f"{what}s must be {form}, got shape {tuple(indices.shape)}")
