@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from recsys_lib.arguments import whole_number
 from recsys_lib.evaluation import evaluate
 from recsys_lib.metrics import RANKING
 from recsys_lib.models.core.contract import Recommender
@@ -70,11 +71,12 @@ def tune(
     The first trial is ``make(**fixed)``, the defaults, so tuning cannot do worse than they on validation. The
     others are drawn from the grid; a grid smaller than the budget is searched in full. Each trial is fitted
     on ``split.train`` and ranked on ``split.validation`` with the training items excluded. ``split.test`` is
-    not touched. Of equal trials the earliest wins.
+    not touched. Of equal trials the earliest wins. The grid is never laid out, however large it is.
 
     Args:
         make: a model's class, or a function that returns a new model.
-        space: for each hyper-parameter the values to try.
+        space: for each hyper-parameter the values to try, a list or an array; a value that is listed twice
+            counts once, and numbers of numpy become Python's.
         split: with ``train`` and ``validation``.
         budget: trials, the defaults included.
         metric: a ranking metric with its cutoff, ``"ndcg@10"``, or ``"auc"``; it is maximized.
@@ -87,22 +89,22 @@ def tune(
         A ``Tuning``.
 
     Raises:
+        TypeError: for a budget or a seed that is no whole number.
         ValueError: for a space, budget or metric that makes no sense.
         RuntimeError: where a trial fails, naming its hyper-parameters; the cause is attached.
     """
     started = time.perf_counter()
     fixed = dict(fixed or {})
     name, k = _metric(metric)
-    if budget < 1:
+    seed = whole_number(seed, "seed", at_least=0)
+    if (budget := whole_number(budget, "budget")) < 1:
         raise ValueError(f"budget must be at least 1 trial, got {budget}")
-    for parameter, values in space.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ValueError(f"space[{parameter!r}] must be a list of values to try, got {values!r}")
+    grid = {parameter: _values(parameter, values) for parameter, values in space.items()}
     if both := sorted(space.keys() & fixed.keys()):
         raise ValueError(f"{', '.join(both)} cannot be both fixed and in the space")
 
     rows: list[dict[str, Any]] = []
-    trials = list(_trials(space, _defaults(make, space), budget, seed))
+    trials = list(_trials(grid, _defaults(make, grid), budget, seed))
     for number, chosen in enumerate(progress_bar(trials, "tuning", enabled=progress)):
         parameters = {**fixed, **chosen}
         try:
@@ -147,24 +149,64 @@ def _defaults(make: Callable[..., Recommender], space: Mapping[str, Sequence[Any
     parameters = inspect.signature(make).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if unknown := [name for name in space if name not in parameters and not takes_any]:
-        raise ValueError(f"{make.__name__} takes no {', '.join(unknown)}; it takes {', '.join(parameters)}")
+        name = getattr(make, "__name__", repr(make))  # a partial function has no name
+        raise ValueError(f"{name} takes no {', '.join(unknown)}; it takes {', '.join(parameters)}")
     known = (parameters[name] for name in space if name in parameters)
     return {p.name: p.default for p in known if p.default is not p.empty}
 
 
+def _values(parameter: str, values: Any) -> list[Any]:
+    """The distinct values to try, in the order given."""
+    arrays = (np.ndarray, pd.Series, pd.Index)
+    listed = isinstance(values, (Sequence, *arrays)) and not isinstance(values, (str, bytes))
+    if not listed or getattr(values, "ndim", 1) == 0 or not len(values):
+        raise ValueError(f"space[{parameter!r}] must be a list of values to try, got {values!r}")
+    distinct: list[Any] = []
+    for value in values:
+        plain = value.item() if isinstance(value, np.generic) else value
+        if not any(_equal(plain, other) for other in distinct):
+            distinct.append(plain)
+    return distinct
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values to try are one; arrays and tensors are compared as a whole."""
+    if a is b:
+        return True
+    if not (hasattr(a, "shape") or hasattr(b, "shape")):
+        return bool(a == b)
+    return type(a) is type(b) and a.shape == b.shape and bool((a == b).all())
+
+
 def _trials(
-    space: Mapping[str, Sequence[Any]], defaults: dict[str, Any], budget: int, seed: int
+    grid: Mapping[str, list[Any]], defaults: dict[str, Any], budget: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """The defaults, then points of the grid in random order, none twice, budget in all."""
     yield defaults
-    n_points = math.prod(len(values) for values in space.values())
     left = budget - 1
-    drawn = np.random.default_rng(seed).choice(n_points, size=min(budget, n_points), replace=False)
-    for index in drawn.tolist():
-        point = {}
-        for name, values in space.items():
-            index, place = divmod(index, len(values))
-            point[name] = values[place]
-        if left and point != defaults:
+    for places in _points([len(values) for values in grid.values()], budget, seed):
+        point = {name: values[place] for (name, values), place in zip(grid.items(), places, strict=True)}
+        known = point.keys() == defaults.keys() and all(_equal(point[x], defaults[x]) for x in point)
+        if left and not known:
             yield point
             left -= 1
+
+
+def _points(sizes: list[int], budget: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Distinct points of a grid in random order, at most budget: the place of each value in its list."""
+    rng, n_points = np.random.default_rng(seed), math.prod(sizes)
+    if n_points <= np.iinfo(np.int64).max:
+        for index in rng.choice(n_points, size=min(budget, n_points), replace=False).tolist():
+            places = []
+            for size in sizes:
+                index, place = divmod(index, size)
+                places.append(place)
+            yield tuple(places)
+        return
+    # More points than an integer can number, each drawn place by place. None should ever come twice.
+    met: set[tuple[int, ...]] = set()
+    while len(met) < budget:
+        drawn = tuple(rng.integers(sizes).tolist())
+        if drawn not in met:
+            met.add(drawn)
+            yield drawn

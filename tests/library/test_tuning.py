@@ -1,7 +1,11 @@
 """Tuning: an equal budget, the defaults first, and no look at test data."""
 
+import functools
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,7 +14,7 @@ from torch import Tensor
 from recsys_lib.data import Interactions, Split, leave_last_out
 from recsys_lib.evaluation import evaluate
 from recsys_lib.models import ItemKNN
-from recsys_lib.tuning import tune
+from recsys_lib.tuning import _trials, _values, tune
 
 
 class NoTest:
@@ -127,6 +131,119 @@ def test_a_real_model(split: Split) -> None:
     assert len(result.trials) == 3
 
 
+def test_the_trials_of_a_seed_are_part_of_the_contract() -> None:
+    """A stored result must stay reproducible: the same trials in every later version."""
+    grid = {"a": list(range(7)), "b": list("xyz"), "c": [0.5, 1.0]}
+    defaults = {"a": 3, "b": "x", "c": 1.0}
+    found = list(_trials(grid, defaults, 6, seed=5))
+    drawn = np.random.default_rng(5).choice(42, size=6, replace=False).tolist()
+    points = [{"a": i % 7, "b": "xyz"[i // 7 % 3], "c": [0.5, 1.0][i // 21]} for i in drawn]
+    assert defaults in points  # it is drawn, too, and not tried again
+    assert found == [defaults, *(point for point in points if point != defaults)]
+
+
+@pytest.mark.parametrize(("n_parameters", "n_values"), [(9, 100), (20, 10), (63, 2), (64, 2), (40, 1000)])
+def test_a_huge_grid_is_drawn_from_without_being_laid_out(n_parameters: int, n_values: int) -> None:
+    grid = {f"p{i}": list(range(n_values)) for i in range(n_parameters)}
+    defaults = dict.fromkeys(grid, 0)
+    trials = list(_trials(grid, defaults, 200, seed=1))
+    assert trials[0] == defaults
+    assert len(trials) == len({tuple(x.values()) for x in trials}) == 200
+    assert trials == list(_trials(grid, defaults, 200, seed=1))
+    assert trials[1:] != list(_trials(grid, defaults, 200, seed=2))[1:]
+    # Each value of each parameter is as likely as any other.
+    for name in grid:
+        mean = sum(x[name] for x in trials[1:]) / 199
+        spread = (n_values**2 - 1) / 12 / 199
+        assert abs(mean - (n_values - 1) / 2) < 5 * spread**0.5
+
+
+def test_a_huge_grid_has_no_point_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "iinfo", lambda _: SimpleNamespace(max=3))  # so that a small grid counts as huge
+    grid = {"a": [1, 2, 3], "b": [1, 2]}
+    trials = list(_trials(grid, {"a": 1, "b": 1}, 6, seed=0))
+    assert sorted(tuple(x.values()) for x in trials) == [(a, b) for a in (1, 2, 3) for b in (1, 2)]
+
+
+def test_twenty_parameters_can_be_tuned(split: Split) -> None:
+    def make(alpha: float = 0.25, **others: int) -> Mixture:
+        assert len(others) in (0, 20)
+        return Mixture(alpha)
+
+    space = {"alpha": [0.5, 1.0]} | {f"p{i}": list(range(10)) for i in range(20)}
+    result = tune(make, space, NoTest(split), budget=4)
+    assert len(result.trials) == 4
+    assert list(result.trials.columns[:21]) == list(space)
+
+
+@pytest.mark.parametrize(
+    ("values", "distinct"),
+    [
+        ([5, 5, 7], [5, 7]),
+        ([1, 1.0, 2], [1, 2]),
+        (np.array([5, 7, 5]), [5, 7]),
+        (np.linspace(0, 1, 3), [0.0, 0.5, 1.0]),
+        ([np.int64(5), np.float32(0.5), np.bool_(True), np.str_("a")], [5, 0.5, True, "a"]),
+        (pd.Series([5, 7], index=[3, 4]), [5, 7]),
+        (pd.Index(["a", "b"]), ["a", "b"]),
+        (range(3), [0, 1, 2]),
+        ((None, 3), [None, 3]),
+        ([[64], [64, 32], [64]], [[64], [64, 32]]),
+        ([{"a": 1}, {"a": 2}], [{"a": 1}, {"a": 2}]),
+    ],
+)
+def test_values_to_try_are_distinct_and_plain(values: Any, distinct: list[Any]) -> None:
+    found = _values("p", values)
+    assert found == distinct
+    assert [type(x) for x in found] == [type(x) for x in distinct]
+
+
+def test_values_to_try_may_be_arrays() -> None:
+    a, b = torch.zeros(2), torch.ones(2)
+    assert [x.tolist() for x in _values("p", [a, b, torch.zeros(2), np.zeros(2)])] == [[0, 0], [1, 1], [0, 0]]
+    found = _values("p", np.array([[1, 2], [3, 4], [1, 2]]))
+    assert [x.tolist() for x in found] == [[1, 2], [3, 4]]
+    # The defaults are left out of what is drawn, whatever they are.
+    trials = list(_trials({"w": [a, b]}, {"w": torch.zeros(2)}, 3, seed=0))
+    assert [x["w"].tolist() for x in trials] == [[0, 0], [1, 1]]
+
+
+def test_a_value_that_is_listed_twice_is_tried_once(split: Split) -> None:
+    result = tune(Mixture, {"alpha": np.array([0.5, 1.0, 0.5, 0.25])}, NoTest(split), budget=10)
+    assert [made["alpha"] for made in Mixture.made][:1] == [0.25]
+    assert sorted(result.trials["alpha"]) == [0.25, 0.5, 1.0]
+    assert type(result.best["alpha"]) is float
+
+
+def test_values_that_cannot_be_hashed_can_be_tuned(split: Split) -> None:
+    def make(layers: list[int] | None = None) -> Mixture:
+        return Mixture(1.0 if layers == [64, 32] else 0.0)
+
+    result = tune(make, {"layers": [[8], [64, 32]]}, NoTest(split), budget=3)
+    assert result.best == {"layers": [64, 32]}
+    assert "[64, 32]" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"seed": 0.5}, r"seed must be a whole number, got 0\.5"),
+        ({"budget": 2.0}, r"budget must be a whole number, got 2\.0"),
+        ({"budget": True}, "budget must be a whole number, got True"),
+    ],
+)
+def test_tune_names_what_is_of_another_kind(split: Split, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        tune(Mixture, SPACE, NoTest(split), **{"budget": 3} | change)
+    assert not Mixture.made
+
+
+def test_a_partial_function_has_no_name(split: Split) -> None:
+    with pytest.raises(ValueError, match=r"partial.* takes no gamma; it takes alpha"):
+        tune(functools.partial(Mixture, seed=3), {"gamma": [1]}, NoTest(split), budget=2)
+
+
 def test_a_failing_trial_names_its_parameters(split: Split) -> None:
     with pytest.raises(RuntimeError, match=r"trial 2 of 2 failed with \{'seed': 1, 'alpha': 2.0") as caught:
         tune(Mixture, {"alpha": [2.0]}, NoTest(split), budget=2, fixed={"seed": 1})
@@ -140,6 +257,10 @@ def test_a_failing_trial_names_its_parameters(split: Split) -> None:
         ({"space": {"alpha": []}}, "list of values"),
         ({"space": {"alpha": "abc"}}, "list of values"),
         ({"space": {"alpha": 0.5}}, "list of values"),
+        ({"space": {"alpha": np.array(0.5)}}, "list of values"),
+        ({"space": {"alpha": np.array([])}}, "list of values"),
+        ({"space": {"alpha": {0.5, 1.0}}}, "list of values"),  # has no order that could be repeated
+        ({"seed": -1}, "seed must be at least 0"),
         ({"fixed": {"alpha": 1.0}}, "alpha cannot be both"),
         ({"budget": 0}, "at least 1 trial"),
         ({"metric": "ndcg"}, "with a cutoff"),
