@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from recsys_lib.attention import present_tokens
 from recsys_lib.data import Interactions
@@ -17,6 +18,7 @@ from recsys_lib.models.core import next_item
 from recsys_lib.models.core.sequence_encoder import SequenceEncoder
 from recsys_lib.models.core.trained import validation_ndcg
 from recsys_lib.models.core.windows import by_length, cut_windows, shuffle_ties
+from recsys_lib.negatives import other_items
 from recsys_lib.ranking import HeldOut
 
 BOTH = pytest.mark.parametrize("cls", [SASRec, BERT4Rec])
@@ -340,6 +342,32 @@ def test_sampled_softmax_estimates_full_softmax():
         torch.nn.init.normal_(model.encoder.item_embedding.weight, generator=seed_generator(1))
         losses[loss] = float(model.objective(hidden, targets, seed_generator(2)).detach())
     assert losses["sampled_softmax"] == pytest.approx(losses["softmax"], rel=0.005)
+
+
+@BOTH
+@pytest.mark.parametrize("loss", ["bce", "gbce"])
+@pytest.mark.parametrize("n_negatives", [1, 4])
+def test_binary_losses_are_cross_entropies_at_odds_of_one_to_k(cls, loss, n_negatives):
+    """Logits are scores minus log K: a score of zero says that an item is one among K others."""
+    inter, _ = ring()
+    model = small(cls, loss=loss, n_negatives=n_negatives, calibration=0.6, dropout=0.0, epochs=1).fit(inter)
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(7, 8, generator=generator, dtype=torch.float64)
+    targets = torch.randint(N_ITEMS, (7,), generator=generator)
+    vectors = model.double().encoder.item_embedding.weight[:N_ITEMS].detach()  # (n_items, d)
+    found = model.objective(hidden, targets, seed_generator(9))
+
+    negatives = other_items(targets, n_negatives, N_ITEMS, seed_generator(9))  # (N, K): the same draw
+    scores = torch.einsum("nd,nkd->nk", hidden, vectors[torch.cat([targets[:, None], negatives], dim=1)])
+    logits = scores - torch.tensor(float(n_negatives)).log()  # (N, 1 + K)
+    labels = torch.zeros_like(logits)
+    labels[:, 0] = 1
+    weights = torch.ones_like(logits)
+    if loss == "gbce":  # beta of the paper's equation 9, at t = 0.6 and alpha = K / (n_items - 1)
+        alpha = n_negatives / (N_ITEMS - 1)
+        weights[:, 0] = 0.6 * (alpha - 1) + 1
+    expected = functional.binary_cross_entropy_with_logits(logits, labels, weights)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_bert4rec_asks_for_hidden_events_and_for_next_ones():
