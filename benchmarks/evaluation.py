@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -61,7 +62,12 @@ def interactions(n_users: int, n_items: int, per_user: int, seed: int) -> Simple
     crow = torch.searchsorted(keys, torch.arange(n_users + 1) * n_items)  # (U + 1,)
     counts = (keys % n_items).bincount(minlength=n_items)  # (N,)
     return SimpleNamespace(
-        n_users=n_users, n_items=n_items, csr=lambda: (crow, keys % n_items), item_counts=lambda: counts
+        n_users=n_users,
+        n_items=n_items,
+        user_ids=pd.RangeIndex(n_users),
+        item_ids=pd.RangeIndex(n_items),
+        csr=lambda: (crow, keys % n_items),
+        item_counts=lambda: counts,
     )
 
 

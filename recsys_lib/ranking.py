@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_lib.arguments import Indices, integer_indices, whole_number
-from recsys_lib.data import Interactions
+from recsys_lib.data import Interactions, check_same_catalog
 from recsys_lib.data.ragged import offsets, row_of_each, take_rows
 from recsys_lib.metrics import refuse_nan
 from recsys_lib.progress import progress_bar
@@ -332,7 +332,7 @@ class HeldOut:
                 )
         n_items = held_out.n_items
         if seen is not None:
-            _same_catalog(held_out, seen, "test and seen")
+            check_same_catalog(held_out, seen, "test and seen")
         relevant = _keys(held_out)  # (R,)
         if seen is not None:
             relevant = relevant[~_among(relevant, _keys(seen))]
@@ -388,34 +388,6 @@ def _hashes(ids: pd.Index) -> np.ndarray:
         return pd.util.hash_pandas_object(ids, index=False, categorize=False).to_numpy()
     except (TypeError, ValueError):  # a mixture of types
         return np.frombuffer(repr(list(ids)).encode(), np.uint8)
-
-
-def _same_catalog(first: Any, second: Any, where: str) -> None:
-    """Refuses events whose numbers stand for other users or items.
-
-    Args:
-        first: events; of those without ids only the sizes can be compared.
-        second: others.
-        where: what the two are, for the message.
-
-    Raises:
-        ValueError: other sizes, or another id in some place.
-    """
-    if (first.n_users, first.n_items) != (second.n_users, second.n_items):
-        raise ValueError(
-            f"{where} are not of one data set: {first.n_users} users and {first.n_items} items "
-            f"against {second.n_users} and {second.n_items}"
-        )
-    for kind in ("user", "item"):
-        mine, theirs = (getattr(events, f"{kind}_ids", None) for events in (first, second))
-        if mine is None or theirs is None or mine is theirs or mine.equals(theirs):
-            continue
-        pairs = list(zip(mine.tolist(), theirs.tolist(), strict=True))
-        place = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
-        raise ValueError(
-            f"{where} are not of one data set: {kind} {place} is {pairs[place][0]!r} in one and "
-            f"{pairs[place][1]!r} in the other; make them with the same user_ids and item_ids"
-        )
 
 
 def _keys(interactions: Interactions) -> Tensor:

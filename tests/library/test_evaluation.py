@@ -252,8 +252,8 @@ def test_minus_infinity_declines_an_item() -> None:
         ({"metrics": ["diversity"]}, "needs `item_features`"),
         ({"item_features": torch.zeros(4, 2)}, r"must be \(5, d\)"),
         ({"model": Constant(6)}, "knows 6 items and the test set 5"),
-        ({"seen": events(torch.ones(3, 4).bool())}, "not of one data set"),
-        ({"seen": events(torch.ones(2, 5).bool())}, "not of one data set"),
+        ({"seen": events(torch.ones(3, 4).bool())}, "test and seen: the two do not share their catalogs"),
+        ({"seen": events(torch.ones(2, 5).bool())}, "test and seen: the two do not share their catalogs"),
         ({"seen": events(torch.ones(3, 5).bool())}, "no user to evaluate"),
         ({"users": torch.tensor([2])}, "no user to evaluate"),
         ({"users": torch.tensor([1, 3])}, "between 0 and 2, got 3"),
@@ -406,9 +406,9 @@ def test_data_sets_read_apart_are_refused() -> None:
     other_items = renamed(seen, item_ids=["0", "1", "2", "3", "4"])
     for function in (evaluate, sampled_evaluate):
         options = {"k": 2} | ({} if function is evaluate else {"n_negatives": 2})
-        with pytest.raises(ValueError, match="not of one data set: user 1 is 1 in one and 7 in the other"):
+        with pytest.raises(ValueError, match="user 1 is 1 in the first and 7 in the second"):
             function(Constant(5), test, seen=other_users, **options)
-        with pytest.raises(ValueError, match="not of one data set: item 0 is 0 in one and '0' in the other"):
+        with pytest.raises(ValueError, match="item 0 is 0 in the first and '0' in the second"):
             function(Constant(5), test, seen=other_items, **options)
         # Equal ids are enough; they need not be the same object.
         function(Constant(5), test, seen=renamed(seen, user_ids=range(3)), **options)

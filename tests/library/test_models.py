@@ -833,3 +833,14 @@ def test_validation_ndcg_is_the_evaluations(movielens):
     expected = evaluate(model, split.validation, seen=split.train).metrics["ndcg@10"]
     found = validation_ndcg(model, HeldOut.of(split.validation, split.train), split.train)
     assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", HISTORY_MODELS)
+def test_times_that_are_no_seconds_are_refused_with_a_history(name):
+    model = HISTORY_MODELS[name](half_life_days=2.0).fit(random_events(3))
+    seconds = [1_600_000_000, 1_600_086_400]
+    assert model.score_histories([[1, 2], []], [seconds, []]).isfinite().all()
+    with pytest.raises(ValueError, match=f"{name}.score_histories, event 0: .*milliseconds"):
+        model.score_histories([[1, 2]], [[1000 * s for s in seconds]])
+    with pytest.raises(ValueError, match=r"score_histories, event 1: "):
+        model.score_histories([[1, 2]], [[seconds[0], torch.iinfo(torch.int64).min]])

@@ -578,12 +578,12 @@ def test_lists_in_the_callers_ids(case, fit, tmp_path):
     assert frame["item_id"].tolist() == [f"{i:03}" for i in items.flatten().tolist()]
     assert frame["score"].tolist() == pytest.approx(scores.flatten().tolist(), rel=1e-4, abs=1e-5)
     # Data read apart, with as many users and items but other ids, are not of this model.
-    with pytest.raises(ValueError, match=r"item 0 of the model is '000', that of the events is 0"):
+    with pytest.raises(ValueError, match=r"item 0 is '000' in the first and 0 in the second"):
         model.recommend(
             torch.tensor([0]), exclude=dataclasses.replace(inter, item_ids=pd.RangeIndex(N_ITEMS))
         )
     if isinstance(model, HistoryReader):
-        with pytest.raises(ValueError, match="user 0 of the model is 'C000'"):
+        with pytest.raises(ValueError, match=r"user 0 is 'C000' in the first and 0 in the second"):
             model.update_histories(dataclasses.replace(inter, user_ids=pd.RangeIndex(N_USERS)))
 
 

@@ -3,12 +3,12 @@
 import numbers
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
+from recsys_lib.data.catalogs import difference_of_ids
 
 __all__ = ["check_catalog", "check_histories", "check_indices", "check_interactions", "check_length"]
 
@@ -121,17 +121,15 @@ def check_catalog(
         raise ValueError(
             f"{where}: the model was fitted on {sizes} users and items, the events count {given}; {advice}"
         )
-    for what, known, found in (
+    for role, known, found in (
         ("user", user_ids, interactions.user_ids),
         ("item", item_ids, interactions.item_ids),
     ):
-        if known is None or known is found or known.equals(found):
-            continue
-        place = int(np.flatnonzero(known.to_numpy() != found.to_numpy())[0])
-        ours, theirs = known[[place]].tolist()[0], found[[place]].tolist()[0]
-        raise ValueError(
-            f"{where}: {what} {place} of the model is {ours!r}, that of the events is {theirs!r}; {advice}"
-        )
+        difference = "" if known is None else difference_of_ids(known, found, role)
+        if difference:
+            raise ValueError(
+                f"{where}: the model (first) and the events (second) differ: {difference}; {advice}"
+            )
 
 
 def check_length(k: object, n_items: int) -> int:

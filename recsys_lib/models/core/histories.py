@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from recsys_lib.data import Interactions
+from recsys_lib.data import Interactions, check_seconds
 from recsys_lib.data.ragged import (
     DistinctEvents,
     distinct_events,
@@ -187,8 +187,10 @@ class RecencyWeighted(HistoryReader):
         else:
             if [len(t) for t in timestamps] != [len(history) for history in histories]:
                 raise ValueError("timestamps must have one entry for each item of each history")
-            given = [torch.as_tensor(t, dtype=torch.int64, device=items.device) for t in timestamps]
-            times = torch.cat(given)  # (E,)
+            given = [torch.as_tensor(t, device=items.device) for t in timestamps]
+            filled = [t for t in given if len(t)]  # an empty list has no type of its own
+            where = f"{type(self).__name__}.score_histories"
+            times = check_seconds(torch.cat(filled), where) if filled else items[:0]  # (E,)
         row = row_of_each(offsets(lengths))  # (E,)
         events = distinct_events(row, items, times, len(lengths), self.n_items)
         weights = recency_weights(events, self.recency, self.half_life_days)  # (E',)
