@@ -1,6 +1,8 @@
 # `make help` lists the targets. Each makes what it needs; `make book` and `make test` are the two that matter.
 
-PYTHON ?= $(shell for p in python3.11 python3 python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+# The versions of Python that the lock is checked for, and how one says whether it is among them.
+IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do "$$p" -c '$(IN_RANGE)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
@@ -16,7 +18,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env contents book execute html serve test unit gpu-check lint notebook-tests accept references stamp tidy lock bench clean
+.PHONY: help env contents book execute html serve test unit gpu-check lint notebook-tests accept references stamp tidy lock lock-check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -24,8 +26,9 @@ help: ## list the targets
 env: $(STAMP) ## make the environment in .venv, from requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 was not found; install it, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
-	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv --clear $(VENV) || { echo "cannot make a virtual environment with $(PYTHON); on Debian: apt-get install python3.11-venv" >&2; exit 1; }
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 was not found; install one, or say where it is: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@"$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13: $$("$(PYTHON)" --version 2>&1)" >&2; exit 1; }
+	@{ [ -x $(BIN)/pip ] && $(BIN)/python -c '$(IN_RANGE)'; } || "$(PYTHON)" -m venv --clear $(VENV) || { echo "cannot make a virtual environment with $(PYTHON); on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
@@ -95,6 +98,9 @@ tidy: stamp ## bring notebooks and code into their tidy form
 
 lock: env ## renew requirements.lock
 	$(BIN)/python -m book.lock
+
+lock-check: env ## ask the package index whether every pin of requirements.lock has a wheel for each Python
+	$(BIN)/python -m book.lock --check
 
 bench: env ## measure speed and memory
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=2 $(BIN)/python "$$script"; done

@@ -74,9 +74,17 @@ def test_nothing_is_published_unchecked(workflow: dict[str, Any]) -> None:
         place for place, step in enumerate(jobs["build"]["steps"]) if "pages-artifact" in step.get("uses", "")
     )
     assert tests < check < upload
-    assert jobs["deploy"]["needs"] == "build"
+    assert set(jobs["deploy"]["needs"]) == jobs.keys() - {"deploy"}
     assert f"refs/heads/{BRANCH}" in jobs["deploy"]["if"]
     assert all("timeout-minutes" in job for job in jobs.values())
+
+
+def test_each_version_lints_and_tests_with_the_python_just_set_up(workflow: dict[str, Any]) -> None:
+    steps = workflow["jobs"]["versions"]["steps"]
+    (setup,) = [step["with"] for step in steps if "setup-python" in step.get("uses", "")]
+    assert setup["python-version"] == "${{ matrix.python }}"
+    (run,) = [step["run"] for step in steps if "run" in step]
+    assert run.split() == ["make", "lint", "unit", "PYTHON=python"]
 
 
 def test_missing_page_stops_the_publication(workflow: dict[str, Any], tmp_path: Path) -> None:
