@@ -30,7 +30,7 @@ from book.plain import (
     plain_problems,
     with_colab_link,
 )
-from book.prose import typed_numbers
+from book.prose import typed_claims, typed_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = ("dataset", "seed", "device", "budget")
@@ -318,7 +318,12 @@ def _number_problems(notebook: NotebookNode) -> list[str]:
         spoken = [options.get("figure", {}).get("caption", ""), options.get("image", {}).get("alt", "")]
         if cell.cell_type == "markdown":
             spoken.append(cell.source)
-        elif cell.cell_type == "code":
+        for claim in [claim for text in spoken for claim in typed_claims(text)]:
+            found.append(
+                f"cell {number}: {claim!r} is a measured claim in words; glue the number, or words that the "
+                "run chose, cite its source, or tag the cell toy"
+            )
+        if cell.cell_type == "code":  # its words may be chosen by the run, its numbers not typed
             spoken += _recorded_words(cell.source)
         for typed in [typed for text in spoken for typed in typed_numbers(text)]:
             found.append(

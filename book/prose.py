@@ -2,7 +2,9 @@ r"""Find measured numbers that were typed into prose.
 
 A measured number comes from the run that made it, through ``chapter.say``; a number of someone else's stands
 in a sentence that links its source; a number worked out by hand stands in a cell tagged ``toy``. What is left
-are decimals and percentages that nothing keeps true, and this module finds them.
+are decimals and percentages that nothing keeps true, and this module finds them. A
+measured claim in words is a typed number, too: "in less than a second" and "most of the ratings" are true of
+one machine or of one data set. The module finds the usual ones; whether a word was measured, it cannot know.
 
 Code, addresses and formulas are not prose. A formula counts as one only if it has a variable in it:
 ``$\alpha = 0.5$`` is a definition, ``$0.071$`` or ``$\text{NDCG} = 0.071$`` is a typed number.
@@ -51,6 +53,29 @@ _NUMBER = re.compile(
     r"|(?<![\w.])\d[\d,]*(?:\s?%|\s(?:percent|per\scent)\b)",
     re.IGNORECASE,
 )
+_COUNT = (
+    r"(?:an?|one|two|three|four|five|six|seven|eight|nine|ten|twenty|fifty|hundreds?|thousands?"
+    r"|(?:a\s)?few|(?:a\s)?couple\sof|some|several|many|\d+)"
+)
+_COMPARED = r"(?:time|cost|costs|memory|size|speed|price|error|parameters|accuracy|data|effort|work|storage)"
+_CLAIM = re.compile(
+    # in less than a second; under two minutes
+    rf"(?:(?:less|fewer|more|longer)\sthan|under|barely|only|just)\s{_COUNT}\s(?:milli)?(?:second|minute|hour|day)s?\b"
+    # takes a few seconds; finished in ten minutes; takes minutes
+    rf"|\b(?:takes?|took|needs?|needed|lasts|lasted|(?:fitted|trained|finished|done|ready|runs?)\sin)\s"
+    rf"(?:(?:about|only|around|roughly|just)\s)?(?:{_COUNT}\s)?(?:milli)?(?:second|minute|hour)s?\b"
+    rf"|\bin\s(?:a\sfew|a\scouple\sof|several|mere)\s(?:milli)?(?:second|minute|hour)s\b"
+    # a fraction of the time; half the memory; a third of the cost
+    rf"|\b(?:half|(?:a|one)\s(?:(?:small|tiny|large)\s)?(?:fraction|half|third|quarter|fifth|tenth)\sof|"
+    rf"(?:two|three)\s(?:thirds|quarters)\sof)\s(?:the|its|their)\s{_COMPARED}\b"
+    # twice as fast; ten times as much; three times faster
+    rf"|(?<!how\s)\b(?:twice|half|{_COUNT}\stimes)\sas\s(?:fast|slow|much|many|long|large|big|good|cheap|high|often)\b"
+    rf"|(?<!how\s)\b{_COUNT}\stimes\s(?:faster|slower|longer|larger|bigger|smaller|cheaper|better|higher|more|less)\b"
+    # most of the ratings; nearly all users
+    r"|\b(?:most\sof\s(?:the|its|their)|the\s(?:vast\s)?majority\sof"
+    r"|(?:nearly|almost|virtually|practically)\s(?:all|none|half)|(?:nearly|almost)\severy\s(?:user|item|film|movie|list|rating|event|row))\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?;])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bal\.)(?<!\bcf\.)\s+")
 _CITED = "\x00"
 
@@ -66,6 +91,22 @@ def typed_numbers(markdown: str) -> list[str]:
         for sentence in _sentences(markdown)
         if _CITED not in sentence
         for number in _NUMBER.finditer(_NAMED.sub(" ", sentence.replace("−", "-")))
+    ]
+
+
+def typed_claims(markdown: str) -> list[str]:
+    """The measured claims in words of a text that are neither cited nor code: durations, ratios, shares.
+
+    A number that the run puts in is none of them: "fitted in {glue} s", "{glue} times as large".
+
+    Returns:
+        The words as they stand in the text, in order.
+    """
+    return [
+        claim[0]
+        for sentence in _sentences(markdown)
+        if _CITED not in sentence
+        for claim in _CLAIM.finditer(" ".join(sentence.split()))
     ]
 
 

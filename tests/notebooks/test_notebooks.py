@@ -122,6 +122,14 @@ def drop(number):
             "cell 2: the number '0.07' is typed",
         ),
         (spoil(6, metadata={}), "cell 7: the number '0.5' is typed"),
+        (
+            spoil(1, source="## What you will be able to do\n\nIt is fitted in less than a second."),
+            "cell 2: 'less than a second' is a measured",
+        ),
+        (
+            lambda n: n.cells[4].metadata.mystnb.figure.update(caption="Half the cost."),
+            "'Half the cost' is a",
+        ),
         (spoil(4, source='chapter.claim("a", "A.", "holds", evidence="0.5 more")'), "number '0.5' is typed"),
         (spoil(4, source='chapter.text("a", f"about {x:.2f} or 0.5")'), "number '0.5' is typed"),
         (spoil(7, source="pass"), "chapter.finish() is called 0 times"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from book.prose import typed_numbers
+from book.prose import typed_claims, typed_numbers
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,52 @@ def test_a_typed_number_is_found(text, numbers):
 )
 def test_everything_else_is_let_through(text):
     assert typed_numbers(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ("EASE is fitted in less than a second.", ["less than a second"]),
+        ("under two minutes, or just\na few hours", ["under two minutes", "just a few hours"]),
+        ("It takes about ten minutes and needs seconds.", ["takes about ten minutes", "needs seconds"]),
+        ("trained in minutes, ready in a few hours", ["trained in minutes", "ready in a few hours"]),
+        ("and EASE needs a fraction of the time", ["a fraction of the time"]),
+        ("at half the cost, a third of the memory", ["half the cost", "a third of the memory"]),
+        ("twice as fast, half as large", ["twice as fast", "half as large"]),
+        ("costs several times as much, or ten times more", ["several times as much", "ten times more"]),
+        ("It is *three times faster*.", ["three times faster"]),
+        ("A few films collect most of the ratings.", ["most of the"]),
+        (
+            "nearly all users, almost none, the vast majority of films",
+            ["nearly all", "almost none", "the vast majority of"],
+        ),
+        ("It beats it for almost every user.", ["almost every user"]),
+        ("![a line twice as high](x.png)", ["twice as high"]),
+        ("```{note}\nIt takes a minute.\n```", ["takes a minute"]),
+        # a citation covers its own sentence only
+        ("They need half the time {cite}`rendle2009`. Ours takes an hour.", ["takes an hour"]),
+    ],
+)
+def test_a_measured_claim_in_words_is_found(text, claims):
+    assert typed_claims(text) == claims
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "fitted in {glue:text}`seconds:.1f` s, {glue:text}`times:.1f` times as long",
+        "`half the time`, or\n\n```python\n# takes ten minutes\n```",
+        "{cite:t}`he2017` needed half the time.",
+        "The span of a history, in minutes; within a minute of the last known event; an hour later.",
+        "How many times longer is it? Stretch it by up to four times. Count it twice.",
+        "Each has half the weight of the one after it. Half of the users rated more.",
+        "Most of this chapter turns that dial. Almost every recommender ends in one line.",
+        "n events or a fraction of each history; the second minute; at the last second",
+        "A film that hardly anyone knows. A few films. The same budget of trials.",
+        "Score each half twice, and draw users many times.",
+        "<https://example.org/half-the-time> and $2 x$",
+    ],
+)
+def test_words_that_measure_nothing_are_let_through(text):
+    assert typed_claims(text) == []
