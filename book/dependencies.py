@@ -113,7 +113,8 @@ class Package:
         tree = self._tree(package)
         acting = [node for node in tree.body if not _only_names(node)]
         words = {node.id for part in acting for node in ast.walk(part) if isinstance(node, ast.Name)}
-        if words & _READS_THE_REST:
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if words & _READS_THE_REST or (defined - {"__getattr__"}) & (words | names):
             return tree
         kept: list[ast.stmt] = []
         for node in tree.body:
@@ -187,6 +188,12 @@ def _only_names(node: ast.stmt) -> bool:
         return plain and [ast.unparse(target) for target in node.targets] == ["__all__"]
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)
+    if isinstance(node, ast.FunctionDef):  # its body runs for whoever calls it, and that one names it
+        given = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+        plain = not node.decorator_list and all(isinstance(value, ast.Constant) for value in given)
+        return plain and node.name != "__getattr__"  # which Python calls by itself
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
     return isinstance(node, ast.Import)
 
 

@@ -122,7 +122,8 @@ def test_what_matters_of_a_package_on_the_way(package, text, matters):
         ("import lib.models.three\nlib.models.three.set_up()", True),
         ("from lib.models.three import Three\nthree.set_up()", True),
         ("from lib.models import three\nprint(three)", True),
-        ("def set_up():\n    from lib.models import three", True),
+        ("def set_up():\n    from lib.models import three", False),
+        ("def set_up():\n    from lib.models import three\nset_up()", True),
         ("from lib.models.three import set_up\nglobals()['set_up']()", True),
         ("from lib.models.three import *", True),
     ],
@@ -145,3 +146,30 @@ def test_where_a_module_cannot_be_parsed_everything_counts(package):
     (package.root / "lib" / "base.py").write_text("import import")
     assert len(package.closure("from lib.models import One")) == len(FILES)
     assert len(package.closure("import lib.alone")) == 2
+
+
+def test_a_function_of_a_package_counts_for_those_who_name_it(tmp_path):
+    folder = tmp_path / "recsys_lib"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from recsys_lib.models.heavy import Heavy\n"
+        "def load(path, **options):\n    from recsys_lib.models.heavy import read\n    return read(path)\n"
+    )
+    (folder / "metrics.py").write_text("def ndcg(): ...\n")
+    (folder / "models" / "__init__.py").write_text("")
+    (folder / "models" / "heavy.py").write_text("def read(path): ...\n")
+    package = Package(tmp_path)
+
+    def names(code: str) -> set[str]:
+        return {path.name for path in package.closure(code)}
+
+    assert "heavy.py" not in names("from recsys_lib.metrics import ndcg")
+    assert "heavy.py" in names("from recsys_lib import load")
+    assert "heavy.py" in names("import recsys_lib\nrecsys_lib.load('x')")
+    # A decorator or a default that is computed runs when the package is imported.
+    text = (folder / "__init__.py").read_text()
+    (folder / "__init__.py").write_text(text.replace("def load", "@cache\ndef load"))
+    assert "heavy.py" in {
+        path.name for path in Package(tmp_path).closure("from recsys_lib.metrics import ndcg")
+    }
