@@ -17,7 +17,7 @@ from ir_measures import AP, RR, P, R, Success, nDCG
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from recsys_lib import ranking
+from recsys_lib import metrics, ranking
 from recsys_lib.data import Interactions
 from recsys_lib.evaluation import (
     Comparison,
@@ -229,6 +229,14 @@ def test_what_the_lists_do_to_the_catalog() -> None:
         for k in (1, [1, 2])
     )
     assert both.metrics == short.metrics | report.metrics
+
+
+def test_novelty_counts_all_users_ranked_or_not() -> None:
+    test = torch.eye(4, 6).bool() & (torch.arange(4) < 2)[:, None]  # two of four users are ranked
+    seen = torch.zeros(4, 6).bool()
+    seen[2:, 5] = True
+    report = evaluate(Table(torch.arange(6).repeat(4, 1).float()), events(test), seen=events(seen), k=1)
+    assert report.per_user["novelty@1"].tolist() == [1, 1]  # item 5: two of four users, one bit
 
 
 def test_minus_infinity_declines_an_item() -> None:
@@ -549,6 +557,22 @@ def test_compare_is_paired() -> None:
     assert f"p = {result.p_value:.4f}" in repr(result)
 
 
+def test_level_and_seed_of_a_comparison_are_those_asked_for() -> None:
+    a, b = report_of(0), report_of(1)
+    difference = a.per_user["ndcg@5"] - b.per_user["ndcg@5"]
+    for level, seed in ((0.95, 0), (0.5, 0), (0.95, 7)):
+        found = compare(a, b, "ndcg@5", level=level, seed=seed)
+        assert found[:4] == metrics.paired_test(difference, level, seed=seed)
+    narrow, wide = (compare(a, b, "ndcg@5", level=level) for level in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_the_spread_of_a_comparison_needs_two_users() -> None:
+    two = compare(by_hand(x=[1.0, 0.0]), by_hand(x=[0.0, 0.0]), "x")
+    assert two.std == pytest.approx(0.5**0.5)
+    assert math.isnan(compare(by_hand(x=[1.0]), by_hand(x=[0.0]), "x").std)
+
+
 def test_compare_refuses_other_users_items_metrics_and_protocols() -> None:
     a = report_of(0)
     _, test, seen = problem(0, 60, 25)
@@ -605,12 +629,11 @@ def test_reports_over_something_else_are_not_comparable(
     if "test" in other and seen is not None:  # ids must fit within an evaluation
         seen = replace(seen, user_ids=other["test"].user_ids, item_ids=other["test"].item_ids)
     b = report(**other | {"seen": seen})
-    metrics = "ndcg@5"
     with pytest.raises(ValueError, match=f"over different users or test items: .*{message}.*Evaluate both"):
-        compare(a, b, metrics)
+        compare(a, b, "ndcg@5")
     with pytest.raises(ValueError, match=message):
-        compare(b, a, metrics) if "as many" in message else mean_report([a, b])
-    assert compare(a, report(), metrics).mean == 0
+        mean_report([a, b])
+    assert compare(a, report(), "ndcg@5").mean == 0
 
 
 def test_reports_over_the_same_data_are_comparable_however_they_were_made() -> None:
@@ -626,9 +649,10 @@ def test_reports_over_the_same_data_are_comparable_however_they_were_made() -> N
     # An average is over what its parts are over.
     with pytest.raises(ValueError, match="different users or test items"):
         compare(mean_report([c, d]), a, "ndcg@5")
-    # Of events without ids only the numbers are known.
-    assert c.over is not None
-    assert compare(c, replace(d, over=c.over), "ndcg@5").mean == 0
+    moved = evaluate(Constant(25), events(test.roll(1, 1)), k=5, metrics=["ndcg"])
+    assert torch.equal(moved.n_relevant, c.n_relevant)
+    with pytest.raises(ValueError, match="not the same ones"):
+        compare(mean_report([c, d]), moved, "ndcg@5")
 
 
 def test_random_candidates_are_comparable_where_they_were_drawn_alike() -> None:
@@ -684,6 +708,7 @@ def test_mean_report_averages_users_over_seeds() -> None:
     assert mean.metrics["gini@5"] == pytest.approx((a.metrics["gini@5"] + b.metrics["gini@5"]) / 2)
     assert mean.items.shape == (2, a.n, 5)
     assert mean.n_seeds == 2
+    assert mean.seconds == a.seconds + b.seconds
     assert "mean of 2 seeds" in repr(mean)
     assert compare(mean, a, "mrr@5").n == a.n
     with pytest.raises(ValueError, match="same metrics and cutoffs"):

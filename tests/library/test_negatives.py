@@ -89,6 +89,17 @@ def test_popularity_follows_the_counts_and_the_exponent():
         assert (found - expected / expected.sum()).abs().max() < 5 * (0.25 / n) ** 0.5
 
 
+def test_small_weights_keep_their_share():
+    weights = torch.tensor([1.0, 1e6, 1e6])
+    sampler = NegativeSampler(*csr([set(), {1, 2}]), 3, "popularity", exponent=1.0, weights=weights)
+    drawn = sampler.sample(torch.tensor([0]), 100_000, seed_generator(3))
+    assert (drawn == 0).sum() <= 3  # 0.05 expected
+    # However small, a weight is one: the item can be drawn where it is all that is left.
+    weights[0] = 1e-12
+    sampler = NegativeSampler(*csr([set(), {1, 2}]), 3, "popularity", exponent=1.0, weights=weights)
+    assert sampler.sample(torch.tensor([1]), 5, seed_generator(3)).tolist() == [[0] * 5]
+
+
 def test_large_numbers_do_not_overflow():
     # The leading digit of the last user, times the mass of the line, has to fit into 63 bits.
     n_users, n_items = 200_000, 100_000
@@ -122,6 +133,9 @@ def test_users_without_negatives_and_nonsense_are_refused():
         NegativeSampler(crow, items.flip(0), 3)
     with pytest.raises(ValueError, match="distinct, ascending"):
         NegativeSampler(crow, items, 2)
+    for own in ([0, 0], [0, 3], [-1, 0]):  # twice, and just outside of the catalog
+        with pytest.raises(ValueError, match="distinct, ascending and below n_items"):
+            NegativeSampler(torch.tensor([0, 2]), torch.tensor(own), 3)
     with pytest.raises(ValueError, match="above zero"):
         NegativeSampler(crow, items, 3, "popularity", weights=torch.tensor([1.0, 0.0, 1.0]))
     with pytest.raises(ValueError, match="uniform negatives have none"):

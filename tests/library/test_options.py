@@ -88,6 +88,8 @@ def test_the_documentation_names_range_default_and_meaning():
         ("share", 1.0, ValueError, "above 0 and below 1"),
         ("share", float("nan"), ValueError, "share must be finite, got nan"),
         ("share", float("inf"), ValueError, "finite"),
+        ("share", True, TypeError, "share must be a number, got True"),
+        ("share", np.True_, TypeError, "share must be a number"),
         ("share", torch.tensor(0.5), TypeError, "share must be a number, got tensor"),
         ("window", -1, ValueError, "window must be above 0 or None, got -1"),
         ("window", "x", TypeError, "window must be a number or None"),
@@ -103,6 +105,10 @@ def test_values_are_checked(name, value, error, message):
     setattr(model, name, value)
     with pytest.raises(error, match=message):
         model.fit(EVENTS)
+
+
+def test_the_ends_of_a_range_belong_to_it_where_it_says_so():
+    assert [Scaled(size=size).size for size in (1, 9)] == [1, 9]
 
 
 def test_numbers_of_numpy_become_plain_and_can_be_saved():

@@ -81,8 +81,9 @@ def test_rank_topk_does_not_depend_on_batches(seed: int, levels: int, dtype: tor
 def test_rank_topk_does_not_depend_on_the_block_of_tied_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randint(3, (50, 40), generator=generator(0)).float()
     whole, _ = rank_topk(scores, 10)
-    monkeypatch.setattr(ranking, "_BLOCK", 100)
-    assert torch.equal(rank_topk(scores, 10)[0], whole)
+    for block in (100, 1):  # one row at a time, if need be
+        monkeypatch.setattr(ranking, "_BLOCK", block)
+        assert torch.equal(rank_topk(scores, 10)[0], whole)
 
 
 def test_rank_topk_order_of_ties_is_part_of_the_contract() -> None:
@@ -250,6 +251,14 @@ def test_lists_leave_out_what_was_seen_and_the_model_is_left_as_it_was() -> None
     assert top_lists(model, users[:0], 3)[0].shape == (0, 3)
 
 
+def test_a_catalog_larger_than_a_chunk_is_scored_user_by_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "_CHUNK_CPU", 7)
+    model = Table(torch.rand(5, 8, generator=generator(0))).eval()
+    found, _ = top_lists(model, torch.arange(5), 3)
+    assert model.asked == [1] * 5
+    assert torch.equal(found, model.scores.topk(3).indices)
+
+
 def test_scores_that_are_no_scores_are_refused() -> None:
     class Wrong(Table):
         def score(self, users: Tensor) -> Tensor:
@@ -304,6 +313,9 @@ def test_what_was_seen_is_not_to_be_found_again() -> None:
     assert held.hits(lists).tolist() == [[True, False, False], [True, True, False]]
     row, item = held.pairs(torch.tensor([4, 0]))
     assert list(zip(row.tolist(), item.tolist(), strict=True)) == [(0, 0), (0, 7), (1, 1)]
+    # No item is no hit, though its key would be that of the last item of the user before.
+    last = HeldOut.of(events([(3, 7), (4, 0)]))
+    assert last.hits(torch.tensor([[7, -1], [-1, 0]])).tolist() == [[True, False], [False, True]]
     only = HeldOut.of(events([(0, 1), (2, 3)]), users=torch.tensor([2]))
     assert only.users.tolist() == [2]
 

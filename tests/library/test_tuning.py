@@ -118,6 +118,26 @@ def test_tuning_is_by_the_metric_asked_for(split: Split) -> None:
         assert report.metrics[metric] == result.trials[metric].max()
 
 
+def test_the_seed_breaks_the_ties_of_the_rankings(split: Split) -> None:
+    class Undecided(Mixture):
+        def score(self, users: Tensor) -> Tensor:
+            return torch.zeros(len(users), self.n_items)
+
+    found = []
+    for seed in (0, 1):
+        value = tune(Undecided, {}, NoTest(split), budget=1, seed=seed).trials["ndcg@10"].item()
+        report = evaluate(Undecided().fit(split.train), split.validation, seen=split.train, seed=seed)
+        assert value == report.metrics["ndcg@10"]
+        found.append(value)
+    assert found[0] != found[1]
+
+
+def test_models_are_fitted_where_it_was_asked(split: Split) -> None:
+    with pytest.raises(RuntimeError, match=r"nowhere.* is not one that torch knows"):
+        tune(ItemKNN, {}, NoTest(split), budget=1, device="nowhere")
+    assert len(tune(ItemKNN, {}, NoTest(split), budget=1, device="cpu").trials) == 1
+
+
 def test_a_function_will_do_and_defaults_that_cannot_be_known_are_missing(split: Split) -> None:
     result = tune(lambda **p: Mixture(**p), {"alpha": [1.0]}, NoTest(split), budget=5)
     assert [made["alpha"] for made in Mixture.made] == [0.25, 1.0]
