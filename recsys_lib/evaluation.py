@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recsys_lib import metrics as m
 from recsys_lib.arguments import Indices, refuse_not_finite, whole_number
+from recsys_lib.data.catalogs import difference_of_ids
 from recsys_lib.ranking import (
     Fingerprint,
     HeldOut,
@@ -476,6 +477,12 @@ def _held_out(
     held_out = HeldOut.of(test, seen, users)
     if model.n_items != test.n_items:
         raise ValueError(f"the model knows {model.n_items} items and the test set {test.n_items}")
+    for role in ("user", "item"):  # a scorer of one's own need not know ids
+        known, given = (getattr(thing, f"{role}_ids", None) for thing in (model, test))
+        if known is None or given is None:
+            continue
+        if difference := difference_of_ids(known, given, role):
+            raise ValueError(f"the model (first) and the test set (second) are of other data: {difference}")
     return held_out
 
 

@@ -890,3 +890,17 @@ def test_words_follow_the_interval() -> None:
         assert not gap(0.1, low, high).clear
     assert gap(0.1, 0.001, 0.2).clear
     assert gap(-0.1, -0.2, -0.001).clear
+
+
+def test_a_model_of_other_ids_is_refused() -> None:
+    from recsys_lib.models import Popularity
+
+    frame = pd.DataFrame({"user_id": [0, 1, 2], "item_id": [0, 1, 2]})
+    ours = Interactions.from_frame(frame)
+    theirs = Interactions.from_frame(frame.assign(item_id=["a", "b", "c"]))
+    model = Popularity().fit(ours)
+    assert evaluate(model, ours, k=1).n == 3
+    with pytest.raises(ValueError, match=r"of other data: .*item 0 is 0 in the first and 'a' in the second"):
+        evaluate(model, theirs, k=1)
+    with pytest.raises(ValueError, match="of other data"):
+        sampled_evaluate(model, theirs, k=1, n_negatives=1)
