@@ -13,6 +13,7 @@ __all__ = [
     "DistinctEvents",
     "distinct_events",
     "offsets",
+    "row_blocks",
     "row_of_each",
     "run_starts",
     "sort_by",
@@ -58,6 +59,22 @@ def take_rows(crow: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     taken = offsets(crow[rows + 1] - crow[rows])  # (B + 1,)
     row = row_of_each(taken)  # (E',)
     return crow[rows][row] + within_rows(taken), row
+
+
+def row_blocks(lengths: Tensor, budget: int) -> list[slice]:
+    """Cuts rows into blocks of about as many entries, so that work on a block takes bounded memory.
+
+    Args:
+        lengths: (n,) int64, entries in each row.
+        budget: entries in a block; the row that begins within it and ends beyond still belongs to it.
+
+    Returns:
+        Slices of the rows, in order; together they are all n. None is empty.
+    """
+    begins = lengths.cumsum(0) - lengths  # (n,)
+    sizes = begins.div(budget, rounding_mode="floor").unique_consecutive(return_counts=True)[1]  # (blocks,)
+    ends = sizes.cumsum(0).tolist()
+    return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
 def run_starts(*keys: Tensor) -> Tensor:

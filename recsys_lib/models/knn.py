@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
-from recsys_lib.data.ragged import distinct_events, offsets, row_of_each, take_rows
+from recsys_lib.data.ragged import distinct_events, offsets, row_blocks, row_of_each, take_rows
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.histories import RecencyWeighted
 from recsys_lib.models.core.options import learned, option
@@ -12,7 +12,8 @@ from recsys_lib.progress import progress_bar
 
 __all__ = ["ItemKNN", "UserKNN"]
 
-_CELLS = 2**24  # of a dense block of similarities, 64 MB
+_CELLS = 2**24  # of a dense block, 64 MB
+_EVENTS = 2**20  # of neighbors, looked up at once
 
 
 class ItemKNN(RecencyWeighted):
@@ -48,18 +49,24 @@ class ItemKNN(RecencyWeighted):
         self._keep("similarities", similarities)
 
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:
-        n_rows, n_items = len(crow) - 1, self.n_items
-        row = row_of_each(crow)  # (E,)
-        profiles = torch.zeros(n_items, n_rows, device=items.device)  # (I, B)
-        profiles[items, row] = weights
-        item = torch.arange(n_items, device=items.device).repeat_interleave(self.neighbors.shape[1])  # (I k,)
+        n_rows, n_items, device = len(crow) - 1, self.n_items, items.device
+        item = torch.arange(n_items, device=device).repeat_interleave(self.neighbors.shape[1])  # (I k,)
         sparse = torch.sparse_coo_tensor(
             torch.stack([item, self.neighbors.flatten()]),
             self.similarities.flatten(),
             (n_items, n_items),
             check_invariants=False,
         )
-        return torch.sparse.mm(sparse, profiles).mT  # (B, I)
+        row = row_of_each(crow)  # (E,)
+        scores = torch.empty(n_rows, n_items, device=device)  # (B, I)
+        step = max(1, _CELLS // n_items)
+        for start in range(0, n_rows, step):
+            stop = min(start + step, n_rows)
+            part = slice(int(crow[start]), int(crow[stop]))
+            profiles = torch.zeros(n_items, stop - start, device=device)  # (I, b)
+            profiles[items[part], row[part] - start] = weights[part]
+            scores[start:stop] = torch.sparse.mm(sparse, profiles).mT  # (b, I)
+        return scores
 
 
 class UserKNN(Recommender):
@@ -97,11 +104,16 @@ class UserKNN(Recommender):
 
     def _score(self, users: Tensor) -> Tensor:
         neighbors = self.neighbors[users]  # (B, k)
-        place, pair = take_rows(self.history_crow, neighbors.flatten())  # (E,), (E,)
-        cell = pair.div(neighbors.shape[1], rounding_mode="floor") * self.n_items + self.history_items[place]
-        scores = torch.zeros(len(users) * self.n_items, device=users.device)  # (B I,)
-        scores.index_add_(0, cell, self.similarities[users].flatten()[pair])
-        return scores.view(len(users), self.n_items)
+        n_rows, k = neighbors.shape
+        similarities = self.similarities[users].flatten()  # (B k,)
+        scores = torch.zeros(n_rows * self.n_items, device=users.device)  # (B I,)
+        events = self.history_crow.diff()[neighbors].sum(dim=1)  # (B,) of all neighbors of a user
+        for block in row_blocks(events, _EVENTS):
+            place, pair = take_rows(self.history_crow, neighbors[block].flatten())  # (E,), (E,)
+            pair += block.start * k
+            cell = pair.div(k, rounding_mode="floor") * self.n_items + self.history_items[place]  # (E,)
+            scores.index_add_(0, cell, similarities[pair])
+        return scores.view(n_rows, self.n_items)
 
 
 def _nearest(
@@ -116,7 +128,8 @@ def _nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k most similar other rows of each row of a binary matrix.
 
-    The matrix of similarities is made a block of rows at a time and never held whole.
+    The matrix of similarities is made a block of rows at a time and never held whole: what a block leaves
+    behind is its k neighbors.
 
     Args:
         rows: (E,) row of each one in the matrix; no cell twice.
@@ -151,12 +164,29 @@ def _nearest(
         dense = torch.zeros(n_columns, len(block), device=device)  # (C, b)
         dense[columns[order[place]], local] = 1.0
         shared = torch.sparse.mm(matrix, dense).mT  # (b, R)
-        norm = (counts[block][:, None] * counts) ** (power / 2) + shrink  # (b, R)
-        similarity = torch.where(shared > 0, shared / norm, 0.0)  # (b, R)
+        del dense
+        similarity = (counts[block][:, None] * counts).pow_(power / 2).add_(shrink)  # (b, R) denominators
+        torch.div(shared, similarity, out=similarity).masked_fill_(shared == 0, 0.0)
         similarity[torch.arange(len(block), device=device), block] = -1.0  # never its own neighbor
-        # A stable sort, not topk: which of several equal ones is kept must not depend on the machine.
-        values, places = similarity.sort(dim=1, descending=True, stable=True)
-        kept = min(k, n_rows - 1)
-        neighbors.append(places[:, :kept])
-        similarities.append(values[:, :kept])
+        del shared
+        places = _first_largest(similarity, min(k, n_rows - 1))  # (b, k')
+        neighbors.append(places)
+        similarities.append(similarity.gather(1, places))
     return torch.cat(neighbors), torch.cat(similarities)
+
+
+def _first_largest(values: Tensor, k: int) -> Tensor:
+    """Places of the k largest values of each row, (B, N) float32 -> (B, k) int64, largest first.
+
+    Equal values come in their order, and where they meet the border of the list the first ones are in: what
+    a stable sort gives, and ``torch.topk`` by itself does not promise.
+
+    Args:
+        values: at least 0, or -1.
+        k: how many.
+    """
+    # The bits of a float that is not negative, read as an integer, are in the order of the floats. With the
+    # place, counted backwards, as further digits no two keys are equal.
+    keys = values.contiguous().view(torch.int32).long()  # (B, N)
+    keys.mul_(2**32).sub_(torch.arange(values.shape[1], device=values.device))
+    return keys.topk(k, dim=1).indices  # (B, k)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from recsys_lib.data.ragged import (
     distinct_events,
     offsets,
+    row_blocks,
     row_of_each,
     run_starts,
     sort_by,
@@ -71,3 +72,14 @@ def test_distinct_events_keep_the_latest_time(events):
     assert list(zip(found.users.tolist(), found.items.tolist(), strict=True)) == pairs
     assert found.timestamps.tolist() == [latest[pair] for pair in pairs]
     assert found.crow.tolist() == [sum(u < n for u, _ in pairs) for n in range(6)]
+
+
+@quick
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 12))
+def test_row_blocks_are_all_rows_in_order_and_few_entries(lengths, budget):
+    blocks = row_blocks(torch.tensor(lengths, dtype=torch.int64), budget)
+    assert [row for block in blocks for row in range(len(lengths))[block]] == list(range(len(lengths)))
+    for block in blocks:
+        assert lengths[block]
+        assert sum(lengths[block][:-1]) < budget + max(lengths)  # the last row may stand over
+    assert len(blocks) <= sum(lengths) // budget + 1
