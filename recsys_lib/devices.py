@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["in_float32", "isolated_rng", "resolve_device", "seed_generator"]
+__all__ = ["in_float32", "isolated_rng", "resolve_device", "seed_generator", "total_memory"]
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -55,6 +55,18 @@ def seed_generator(seed: int, device: str | torch.device = "cpu") -> torch.Gener
     generator = torch.Generator(device=resolve_device(device))
     generator.manual_seed(int(seed))
     return generator
+
+
+def total_memory(device: str | torch.device = "cpu") -> int | None:
+    """Bytes of memory that a device has, in use or not; None where the system does not say."""
+    resolved = resolve_device(device)
+    if resolved.type == "cuda":
+        return int(torch.cuda.get_device_properties(resolved).total_memory)
+    try:  # MPS shares the machine's memory
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, some systems not these names
+        return None
+    return total if total > 0 else None
 
 
 @contextmanager

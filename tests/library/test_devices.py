@@ -1,11 +1,12 @@
 """Where code runs, and random numbers of one's own."""
 
 import contextlib
+import os
 
 import pytest
 import torch
 
-from recsys_lib.devices import isolated_rng, resolve_device, seed_generator
+from recsys_lib.devices import isolated_rng, resolve_device, seed_generator, total_memory
 
 # Devices.
 
@@ -76,3 +77,22 @@ def test_isolated_rng_puts_the_state_back_after_an_error():
         torch.randn(4)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Memory.
+
+
+def test_the_memory_of_the_machine(monkeypatch):
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
+    assert total_memory("cpu") == 4_096_000
+    sizes["SC_PHYS_PAGES"] = -1  # the system does not know
+
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    assert total_memory("cpu") is None
+    monkeypatch.setattr(os, "sysconf", unknown)
+    assert total_memory("cpu") is None
+    monkeypatch.delattr(os, "sysconf")
+    assert total_memory("cpu") is None
