@@ -310,15 +310,17 @@ def test_the_order_of_rows_and_the_numbering_of_time_do_not_matter(cls):
 # --- negatives and losses ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [1, 40])
-def test_the_two_ways_to_score_negatives_agree(k):
-    """One negative of 500 items is gathered, forty are picked from all scores: values and gradients."""
+@pytest.mark.parametrize(("k", "n_items"), [(1, 500), (40, 500), (130, 3000)])
+def test_the_three_ways_to_score_negatives_agree(k, n_items, monkeypatch):
+    """One negative of 500 is gathered, forty are picked from all scores, 130 of 3,000 come block by block."""
+    monkeypatch.setattr(next_item, "_GATHERED", 8 * 131 * 7)  # seven rows at a time
     generator = torch.Generator().manual_seed(0)
-    hidden, vectors = torch.randn(30, 8, generator=generator), torch.randn(500, 8, generator=generator)
+    hidden, vectors = torch.randn(30, 8, generator=generator), torch.randn(n_items, 8, generator=generator)
     targets, negatives = (
-        torch.randint(500, (30,), generator=generator),
-        torch.randint(500, (30, k), generator=generator),
+        torch.randint(n_items, (30,), generator=generator),
+        torch.randint(n_items, (30, k), generator=generator),
     )
+    negatives[:, 0] = negatives[0, 0]  # an item that every row has
     hidden.requires_grad_()
     vectors.requires_grad_()
     found = next_item._scores_of(hidden, vectors, targets, negatives)
@@ -327,6 +329,16 @@ def test_the_two_ways_to_score_negatives_agree(k):
         torch.testing.assert_close(a, b)
         gradients = [torch.autograd.grad(x.sin().sum(), (hidden, vectors), retain_graph=True) for x in (a, b)]
         torch.testing.assert_close(*gradients)
+
+
+def test_many_negatives_are_scored_without_their_vectors():
+    hidden, vectors = torch.randn(40, 16, requires_grad=True), torch.randn(5000, 16, requires_grad=True)
+    targets, negatives = torch.randint(5000, (40,)), torch.randint(5000, (40, 200))
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        next_item._scores_of(hidden, vectors, targets, negatives)
+    assert kept
+    assert max(kept) <= vectors.numel() < 40 * 201 * 16
 
 
 def test_sampled_softmax_estimates_full_softmax():
@@ -594,7 +606,8 @@ def test_transitions_are_the_mean_over_all_orders_of_ties(drawn):
     for pairs in (2**23, 3):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(markov, "_PAIRS", pairs)
-            keys, counts = markov._transitions(inter)
+            keys, counts, _, group_items = markov._transitions(inter)
+        assert not len(group_items)  # none is large
         found = torch.zeros(25, dtype=torch.float64).index_add_(0, keys, counts.double()).view(5, 5)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         assert (keys.diff() > 0).all()
@@ -604,10 +617,44 @@ def test_transitions_are_the_mean_over_all_orders_of_ties(drawn):
     popularity = (inter.items.bincount(minlength=5) + 1.0) / (len(inter) + 5)
     p = (expected + 2.0 * popularity) / (expected.sum(1, keepdim=True) + 2.0)
     scores = model.score(torch.arange(len(histories)))
+    for large, pairs in ((0, 2**20), (6, 2**20), (2**40, 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(markov, "_LARGE", large)
+            patch.setattr(markov, "_PAIRS", pairs)
+            patch.setattr(markov, "_CELLS", 1)  # one user at a time
+            other = MarkovChain(shrink=2.0).fit(inter)
+            assert bool(len(other.group_items)) or large > 0
+            torch.testing.assert_close(other.score(torch.arange(len(histories))), scores)
     for user, (history, seconds) in enumerate(zip(histories, times, strict=True)):
         last = sorted({item for item, time in zip(history, seconds, strict=True) if time == max(seconds)})
         row = p[last].mean(0) if last else popularity.double()
         torch.testing.assert_close(scores[user].double(), row, rtol=1e-4, atol=1e-6)
+
+
+def test_a_large_tied_group_is_kept_as_a_group():
+    """One of 8,000 events has 64 million pairs; another follows it, and other users have small ones."""
+    n, after, shrink = 8000, 3, 5.0
+    frame = pd.DataFrame(
+        [(0, i, 0) for i in range(n)] + [(0, i, 1) for i in range(after)] + [(1, 0, 0), (1, 1, 1), (2, 7, 0)],
+        columns=["user_id", "item_id", "timestamp"],
+    )
+    inter = Interactions.from_frame(frame, item_ids=range(n))
+    model = MarkovChain(shrink=shrink).fit(inter)
+    assert len(model.transition_items) == after * (after - 1)  # 0 to 1 is among them
+    assert model.group_crow.tolist() == [0, n, n + after]
+    popularity = (inter.items.bincount(minlength=n) + 1.0) / (len(inter) + n)  # (n,)
+    scores = model.score_histories([[n - 1], [0]])  # (2, n)
+    count = torch.full((n,), 1 / n)  # of the last item
+    count[:after] += 1 / (n * after)
+    count[n - 1] = 0.0
+    expected = (count + shrink * popularity) / (count.sum() + shrink)
+    torch.testing.assert_close(scores[0], expected, rtol=1e-5, atol=0)
+    count = torch.full((n,), 1 / n)  # of item 0, which is in both groups and in the pair 0, 1
+    count[:after] += 1 / (n * after) + 1 / after
+    count[0] -= 1 / n + 1 / after
+    count[1] += 1.0
+    expected = (count + shrink * popularity) / (count.sum() + shrink)
+    torch.testing.assert_close(scores[1], expected, rtol=1e-5, atol=0)
 
 
 def test_the_markov_chain_learns_the_neighbor_and_reads_the_last_item_only(tmp_path):
