@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
+from recsys_lib.data.ragged import offsets
 from recsys_lib.devices import resolve_device, seed_generator
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.options import data, learned, option
@@ -13,6 +14,7 @@ from recsys_lib.similarity import cosine
 __all__ = ["BiasedMF"]
 
 _SMALLEST_VARIANCE = 1e-4
+_CELLS = 2**22  # of the square matrices that are solved at once, 16 MB
 
 
 class BiasedMF(Recommender):
@@ -34,7 +36,9 @@ class BiasedMF(Recommender):
     ``predict`` gives expected ratings, within the range of those seen in ``fit``; ``score`` leaves them
     unbounded, so that a ranking tells apart what would all get the highest rating.
 
-    Duplicate ratings count as separate observations. Memory is (n_users + n_items) dim^2 numbers.
+    Duplicate ratings count as separate observations. Fitting holds about three times
+    (n_users + n_items) (dim + 2)^2 float32 numbers: 0.2 GB for 70,000 users and items with 12 features, 3 GB
+    with 64.
 
     Source: the model is Koren, Bell, Volinsky 2009, "Matrix Factorization Techniques for Recommender
     Systems", eq. 4; the learning Lim and Teh 2007, "Variational Bayesian Approach to Movie Rating
@@ -118,8 +122,9 @@ class BiasedMF(Recommender):
         return [features]
 
     def _score(self, users: Tensor) -> Tensor:
-        biases = self.mean + self.user_bias[users, None] + self.item_bias  # (B, n_items)
-        return biases + self.user_factors[users] @ self.item_factors.mT
+        # Added in place: a third matrix of this size would do no good.
+        scores = self.mean + self.user_bias[users, None] + self.item_bias  # (B, n_items)
+        return scores.add_(self.user_factors[users] @ self.item_factors.mT)
 
     def _predict(self, users: Tensor, items: Tensor) -> Tensor:
         """The expected rating of each pair, within the range of ratings seen in ``fit``: (N,)."""
@@ -142,6 +147,25 @@ class _Observations:
         ones = torch.ones_like(ratings)
         self.count = torch.sparse_coo_tensor(index, ones, size, check_invariants=False).coalesce()
         self.sum = torch.sparse_coo_tensor(index, ratings, size, check_invariants=False).coalesce()
+        # Both have the same cells, in the order of their rows.
+        self.crow = offsets(torch.bincount(self.count.indices()[0], minlength=size[0])).tolist()
+
+    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The two matrices of some rows: (b, m), (b, m)."""
+        cells = slice(self.crow[start], self.crow[stop])
+        index = self.count.indices()[:, cells].clone()  # (2, E')
+        index[0] -= start
+        count, total = (
+            torch.sparse_coo_tensor(
+                index,
+                matrix.values()[cells],
+                (stop - start, matrix.shape[1]),
+                is_coalesced=True,
+                check_invariants=False,
+            )
+            for matrix in (self.count, self.sum)
+        )
+        return count, total
 
 
 class _Side:
@@ -160,14 +184,15 @@ class _Side:
         # direction, and then the prior that is learned from them keeps them there.
         self.prior_variance = torch.ones(dim + 1, device=device)  # (d + 1,)
 
-    def second_moment(self) -> Tensor:
-        """E[x x'] = mean mean' + covariance: (n, d + 2, d + 2)."""
-        moment = self.mean[:, :, None] * self.mean[:, None, :]
-        moment[:, self.free[:, None], self.free] += self.covariance
+    def second_moment(self, rows: slice = slice(None)) -> Tensor:
+        """E[x x'] = mean mean' + covariance, of all or of some: (n, d + 2, d + 2)."""
+        mean = self.mean[rows]  # (n, d + 2)
+        moment = mean[:, :, None] * mean[:, None, :]
+        moment[:, self.free[:, None], self.free] += self.covariance[rows]
         return moment
 
     def update(self, observed: _Observations, other: "_Side", noise: Tensor) -> Tensor:
-        """Sets every distribution to the best one given the other side's.
+        """Sets every distribution to the best one given the other side's, a block of them at a time.
 
         Minimizing E[(r - x . y)^2] / noise + (x - prior)^2 / variance over the free entries of x is a ridge
         regression in which E[y y'] stands where y y' would.
@@ -176,16 +201,25 @@ class _Side:
             The expected squared error of all ratings, without its constant sum of r^2: ().
         """
         n, size = self.mean.shape
-        moments = torch.sparse.mm(observed.count, other.second_moment().flatten(1)).view(n, size, size)
-        sums = torch.sparse.mm(observed.sum, other.mean)  # (n, d + 2)
-        free = self.free
-        precision = moments[:, free[:, None], free] / noise + torch.diag(1 / self.prior_variance)
-        # The constant entry is 1: what it explains is no longer to be explained.
-        target = (sums[:, free] - moments[:, free, self.constant]) / noise  # (n, d + 1)
-        target = target + self.prior_mean / self.prior_variance
-        self.covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-        self.mean[:, free] = (self.covariance @ target[:, :, None]).squeeze(2)
-        return (self.second_moment() * moments).sum() - 2 * (self.mean * sums).sum()
+        others = other.second_moment().flatten(1)  # (m, (d + 2)^2)
+        error = torch.zeros_like(noise)  # ()
+        step = max(1, _CELLS // size**2)
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            count, total = observed.rows(rows.start, rows.stop)  # (b, m), (b, m)
+            moments = torch.sparse.mm(count, others).view(-1, size, size)
+            sums = torch.sparse.mm(total, other.mean)  # (b, d + 2)
+            free = self.free
+            precision = moments[:, free[:, None], free] / noise + torch.diag(1 / self.prior_variance)
+            # The constant entry is 1: what it explains is no longer to be explained.
+            target = (sums[:, free] - moments[:, free, self.constant]) / noise  # (b, d + 1)
+            target = target + self.prior_mean[rows] / self.prior_variance
+            covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))  # (b, d + 1, d + 1)
+            self.covariance[rows] = covariance
+            self.mean[rows, free] = (covariance @ target[:, :, None]).squeeze(2)
+            mean = self.mean[rows]  # (b, d + 2)
+            error += (self.second_moment(rows) * moments).sum() - 2 * (mean * sums).sum()
+        return error
 
     def learn_prior(self, features: Tensor, l2: float) -> None:
         """Sets the prior to what these distributions have in common: a mean by features, and one variance."""

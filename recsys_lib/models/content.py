@@ -113,7 +113,7 @@ class TfidfContent(RecencyWeighted):
         vectors = torch.sparse_coo_tensor(self.term_index, self.term_weights, size, check_invariants=False)
         row = row_of_each(crow)  # (E,)
         step = max(1, _CELLS // max(n_terms, self.n_items))
-        blocks = []
+        scores = torch.empty(n_rows, self.n_items, device=items.device)  # (B, I)
         for start in range(0, n_rows, step):
             stop = min(start + step, n_rows)
             part = slice(int(crow[start]), int(crow[stop]))
@@ -122,5 +122,5 @@ class TfidfContent(RecencyWeighted):
             # A sum in place of the mean: the cosine does not see the difference.
             profiles = torch.sparse.mm(vectors.mT, chosen)  # (V, b)
             length = profiles.norm(dim=0).clamp(min=torch.finfo(profiles.dtype).tiny)  # (b,)
-            blocks.append(torch.sparse.mm(vectors, profiles / length).mT)  # (b, I)
-        return torch.cat(blocks)
+            scores[start:stop] = torch.sparse.mm(vectors, profiles / length).mT  # (b, I)
+        return scores

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -38,6 +41,8 @@ from recsys_lib.models.core.histories import recency_weights
 from recsys_lib.models.core.options import learned, option
 from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 from recsys_lib.models.core.trained import validation_ndcg
+from recsys_lib.models.ease import _gram
+from recsys_lib.models.knn import _first_largest
 from recsys_lib.negatives import NegativeSampler
 from recsys_lib.ranking import HeldOut
 
@@ -107,8 +112,60 @@ def test_ease_scores_the_history_times_the_weights(monkeypatch):
     inter = random_events(1)
     model = EASE(l2=3.0).fit(inter)
     np.testing.assert_allclose(everyone(model), dense(inter) @ model.item_weights.numpy(), atol=1e-5)
-    monkeypatch.setattr("recsys_lib.models.ease._CELLS", 24)  # two users a block
-    assert torch.equal(EASE(l2=3.0).fit(inter).item_weights, model.item_weights)
+    for ratio, cells in ((0, 24), (2**40, 84)):  # products of sparse matrices, and with two dense columns
+        monkeypatch.setattr("recsys_lib.models.ease._DENSE_IS_FASTER", ratio)
+        monkeypatch.setattr("recsys_lib.models.ease._CELLS", cells)
+        assert torch.equal(EASE(l2=3.0).fit(inter).item_weights, model.item_weights)
+        np.testing.assert_array_equal(_gram(*inter.csr(), inter.n_items), dense(inter).T @ dense(inter))
+
+
+def test_ease_refuses_a_catalog_that_cannot_fit(monkeypatch):
+    frame = pd.DataFrame({"user_id": [0, 1], "item_id": [0, 1]})
+    inter = Interactions.from_frame(frame, item_ids=range(100_000))
+    monkeypatch.setattr("recsys_lib.models.ease.total_memory", lambda device: 16_000_000_000)
+    monkeypatch.setattr("recsys_lib.models.ease._gram", lambda *_: pytest.fail("it went on"))
+    model = EASE()
+    with pytest.raises(MemoryError, match=r"120\.0 GB for 100,000 items.*has 16\.0 GB; leave out.*ItemKNN"):
+        model.fit(inter)
+    assert not model.fitted
+
+
+# Runs apart, so that the peak is its own: the bytes that a fit takes on top of what was there before.
+PEAK = """
+import resource, sys, warnings
+import numpy as np, pandas as pd, torch
+from recsys_lib.data import Interactions
+from recsys_lib.models import EASE, ItemKNN, UserKNN
+torch.set_num_threads(1)
+def events(n_users, n_items, n):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"user_id": rng.integers(0, n_users, n), "item_id": rng.integers(0, n_items, n)})
+    return Interactions.from_frame(frame, user_ids=range(n_users), item_ids=range(n_items))
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+model, few, many = MODEL, events(20, 20, 50), EVENTS
+model.fit(few, progress=False)  # loads what is loaded once
+before = peak()
+model.fit(many, progress=False)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sysconf"), reason="peak memory is read through resource, which is Unix's"
+)
+@pytest.mark.parametrize(
+    ("model", "events", "n", "bytes_a_cell"),
+    [
+        ("ItemKNN()", "events(2_000, 6_000, 60_000)", 6_000, 6),  # it held 12 when blocks were kept alive
+        ("UserKNN()", "events(6_000, 2_000, 60_000)", 6_000, 6),
+        ("EASE()", "events(2_000, 4_000, 40_000)", 4_000, 16),  # 12, and 4 for the blocks of this small case
+    ],
+)
+def test_memory_of_a_fit(model, events, n, bytes_a_cell):
+    code = PEAK.replace("MODEL", model).replace("EVENTS", events)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < bytes_a_cell * n**2
 
 
 def test_ease_needs_regularization():
@@ -271,6 +328,18 @@ def test_of_equal_neighbors_the_first_are_kept():
     assert UserKNN(k=1).fit(inter).neighbors.tolist() == [[1], [0], [0]]
 
 
+@quick
+@given(
+    st.lists(st.lists(st.sampled_from([-1.0, 0.0, 1e-30, 0.25, 0.5]), min_size=5, max_size=5), min_size=1),
+    st.data(),
+)
+def test_the_first_largest_are_those_of_a_stable_sort(rows, draw):
+    values, k = torch.tensor(rows), draw.draw(st.integers(1, 5))
+    expected = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(_first_largest(values, k), expected)
+    assert torch.equal(_first_largest(values.mT.contiguous().mT, k), expected)  # in another layout
+
+
 def test_without_shrinkage_the_similarity_is_the_cosine():
     inter = random_events(6)
     x = dense(inter)
@@ -287,6 +356,7 @@ def test_blocks_do_not_change_the_neighbors(monkeypatch):
     inter = random_events(7)
     before = [everyone(model.fit(inter)) for model in (ItemKNN(k=3), UserKNN(k=3))]
     monkeypatch.setattr("recsys_lib.models.knn._CELLS", 100)  # two rows a block
+    monkeypatch.setattr("recsys_lib.models.knn._EVENTS", 30)
     after = [everyone(model.fit(inter)) for model in (ItemKNN(k=3), UserKNN(k=3))]
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
 
@@ -497,7 +567,9 @@ def test_ratings_of_movielens(movielens):
     assert rmse["biases"] > 0.84 * spread
 
 
-def test_certain_neighbors_make_the_update_a_ridge_regression():
+@pytest.mark.parametrize("cells", [2**22, 60])  # all at once, and two users a block
+def test_certain_neighbors_make_the_update_a_ridge_regression(cells, monkeypatch):
+    monkeypatch.setattr("recsys_lib.models.biased_mf._CELLS", cells)
     # With no uncertainty on the other side, and priors of zero mean, sklearn's ridge gives the same.
     inter = random_events(13)
     d, noise = 3, 0.7
