@@ -2,6 +2,8 @@
 
 import copy
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from recsys_lib.progress import progress_bar
 
-__all__ = ["EarlyStopping", "Training", "Validation", "batches", "train"]
+__all__ = ["EarlyStopping", "Training", "Validation", "batches", "passes", "train"]
 
 Losses = Callable[[], Iterable[tuple[Tensor, int]]]
 """One epoch: for each batch its loss (), and the number of examples that it is the mean of."""
@@ -208,6 +210,40 @@ def train(
 
 
 _STOPPED = {"time": "max_seconds", "interrupt": "Ctrl-C"}
+
+
+def passes(epochs: int, name: str, *, max_seconds: float | None, progress: bool) -> Iterator[int]:
+    """The numbers 1 to ``epochs``, for learning that is not gradient descent; ends early when time is up.
+
+    Ctrl-C during the second pass or a later one ends it as well, when the pass under way is done. During the
+    first there is nothing to keep yet, and it is passed on.
+
+    Args:
+        epochs: passes, at most.
+        name: of what is learned, for the bar and the warning.
+        max_seconds: no further pass begins after this time; None sets no limit.
+        progress: show a bar.
+    """
+    deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
+    pressed: list[int] = []
+    # Only the main thread hears of Ctrl-C, and only it may change who listens.
+    listens = threading.current_thread() is threading.main_thread()
+    former = signal.getsignal(signal.SIGINT) if listens else None
+    try:
+        for epoch in progress_bar(range(1, epochs + 1), name, enabled=progress):
+            if listens and epoch == 2 and callable(former):
+                signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+            yield epoch
+            if (time.monotonic() > deadline or pressed) and epoch < epochs:
+                reason = _STOPPED["interrupt" if pressed else "time"]
+                warnings.warn(
+                    f"{name}: stopped by {reason} after epoch {epoch} of {epochs}; what it had is kept",
+                    stacklevel=2,
+                )
+                return
+    finally:
+        if listens and callable(former):
+            signal.signal(signal.SIGINT, former)
 
 
 def _refuse_divergence(

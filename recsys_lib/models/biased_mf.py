@@ -8,8 +8,8 @@ from recsys_lib.data.ragged import offsets
 from recsys_lib.devices import resolve_device, seed_generator
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.options import data, learned, option
-from recsys_lib.progress import progress_bar
 from recsys_lib.similarity import cosine
+from recsys_lib.training import passes
 
 __all__ = ["BiasedMF"]
 
@@ -94,7 +94,7 @@ class BiasedMF(Recommender):
         )  # (n_items, 1 + f)
 
         noise = ratings.square().mean().clamp(min=_SMALLEST_VARIANCE)  # ()
-        for _ in progress_bar(range(self.epochs), "BiasedMF", enabled=progress):
+        for _ in passes(self.epochs, "BiasedMF", max_seconds=self.max_seconds, progress=progress):
             users.update(by_user, items, noise)
             users.learn_prior(user_features, self.feature_l2)
             error = items.update(by_item, users, noise)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -916,3 +917,39 @@ def test_times_that_are_no_seconds_are_refused_with_a_history(name):
         model.score_histories([[1, 2]], [[1000 * s for s in seconds]])
     with pytest.raises(ValueError, match=r"score_histories, event 1: "):
         model.score_histories([[1, 2]], [[seconds[0], torch.iinfo(torch.int64).min]])
+
+
+@pytest.fixture
+def python_hears_ctrl_c():
+    """As in a program that a person started; a worker of the tests may ignore the signal."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("python_hears_ctrl_c")
+def test_alternating_passes_can_be_stopped(monkeypatch):
+    inter = random_events(3)
+    with pytest.warns(UserWarning, match="BiasedMF: stopped by max_seconds after epoch"):
+        model = BiasedMF(dim=2, epochs=10_000_000).fit(inter, max_seconds=0.05, progress=False)
+    assert np.isfinite(everyone(model)).all()
+    passed = []
+    plain = _Side.learn_prior
+
+    def press(self, *arguments):
+        passed.append(1)
+        if len(passed) == 9:  # in the third pass: users and items each learn once a pass
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, *arguments)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(_Side, "learn_prior", press)
+    with pytest.warns(UserWarning, match="stopped by Ctrl-C after epoch 5 of 50"):
+        model = BiasedMF(dim=2).fit(inter, progress=False)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (everyone(model) == everyone(BiasedMF(dim=2, epochs=5).fit(inter, progress=False))).all()
+    # In the first pass there is nothing to keep.
+    monkeypatch.setattr(_Side, "learn_prior", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        BiasedMF(dim=2).fit(inter, progress=False)
