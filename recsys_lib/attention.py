@@ -50,7 +50,12 @@ __all__ = [
 
 
 def attention_weights(
-    q: Tensor, k: Tensor, mask: Tensor | None = None, is_causal: bool = False, *, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
 ) -> Tensor:
     """How much each query looks at each key: ``softmax(q kᵀ / sqrt(d))``, Vaswani et al. 2017, equation 1.
 
@@ -77,10 +82,14 @@ def attention_weights(
     wide = torch.promote_types(q.dtype, torch.float32)
 
     scores = q.to(wide) @ k.to(wide).mT * scale  # (..., Tq, Tk)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -math.inf)
+    elif mask is not None:
+        scores = scores + mask
     weights = scores.softmax(-1)  # (..., Tq, Tk)
-    return weights if fully_masked is None else weights.masked_fill(fully_masked, 0.0)
+    if fully_masked is not None:
+        weights = weights.masked_fill(fully_masked, 0.0)
+    return weights
 
 
 @overload
@@ -273,7 +282,10 @@ def _additive(mask: Tensor, other: Tensor) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """``H`` attentions side by side, each on its own ``d / H`` features (Vaswani et al. 2017, section 3.2.2).
+    """``H`` attentions side by side (Vaswani et al. 2017, section 3.2.2).
+
+    Each head reads all ``d`` features of a token; its own are the ``d / H`` features of query, key and value
+    that it makes from them. One map makes those of all heads at once.
 
     Self-attention: ``attention(x)``. Cross-attention, where the keys and values come from elsewhere:
     ``attention(x, context)``.
