@@ -28,7 +28,7 @@ __all__ = [
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot product a . b = sum_f a_f b_f = |a| |b| cos(a, b): the angle, times both lengths.
+    """Dot product a . b = sum_f a_f b_f = |a| |b| cos(a, b): the angle's cosine, times both lengths.
 
     It is not a measure of the angle alone, nor a metric: the vector most similar to a need not be a
     itself, but may be a longer one.
@@ -58,8 +58,9 @@ def cosine(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
         (M, N).
     """
     a, b, dtype = _pair(a, b)
-    unit_a, unit_b = (torch.where(_length(x) > eps, normalize(x), 0) for x in (a, b))  # (M, d), (N, d)
-    return (unit_a @ unit_b.mT).clamp(-1, 1).to(dtype)  # (M, N); rounding can exceed 1 by a bit
+    unit_a = torch.where(_length(a) > eps, normalize(a), 0)  # (M, d)
+    unit_b = torch.where(_length(b) > eps, normalize(b), 0)  # (N, d)
+    return (unit_a @ unit_b.mT).clamp(-1, 1).to(dtype)  # (M, N); rounding can pass 1
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
