@@ -392,13 +392,17 @@ def sampled_evaluate(
 # ------------------------------------------------------------------------------------ comparing reports
 
 
-def compare(a: Report, b: Report, name: str, *, level: float = 0.95, seed: int = 0) -> Comparison:
+def compare(
+    a: Report, b: Report, name: str, *, same_items: bool = True, level: float = 0.95, seed: int = 0
+) -> Comparison:
     """Is model a better than model b? The difference is taken user by user, so most of the noise cancels.
 
     Args:
         a: report of the first model.
         b: report of the second, over the same users and test items.
         name: a metric of both, such as ``"ndcg@10"``.
+        same_items: False compares users who had other items to find in each, as where what is compared is
+            not two models but two ways to hold out.
         level: the interval's coverage.
         seed: of the bootstrap and of the sign flips.
 
@@ -410,7 +414,8 @@ def compare(a: Report, b: Report, name: str, *, level: float = 0.95, seed: int =
         ValueError: where the reports are not over the same users, test items, candidates and protocol; the
             message says what differs.
     """
-    _refuse_different([a, b])
+    if same_items or a.protocol != b.protocol or not torch.equal(a.users, b.users):
+        _refuse_different([a, b])
     difference = _per_user(a, name) - _per_user(b, name)  # (U,)
     test = m.paired_test(difference, level, seed=seed)
     return Comparison(*test, n=a.n, std=float(difference.std()) if a.n > 1 else math.nan)

@@ -904,3 +904,19 @@ def test_a_model_of_other_ids_is_refused() -> None:
         evaluate(model, theirs, k=1)
     with pytest.raises(ValueError, match="of other data"):
         sampled_evaluate(model, theirs, k=1, n_negatives=1)
+
+
+def test_two_ways_to_hold_out_can_be_compared_user_by_user() -> None:
+    scores, test, seen = problem(0, 12, 25)
+    a = evaluate(Table(scores), events(test), seen=events(seen))
+    b = evaluate(Table(scores), events(test.roll(1, dims=1)), users=a.users)
+    shared = torch.isin(a.users, b.users)
+    a = evaluate(Table(scores), events(test), seen=events(seen), users=a.users[shared])
+    b = evaluate(Table(scores), events(test.roll(1, dims=1)), users=a.users)
+    with pytest.raises(ValueError, match="different users or test items"):
+        compare(a, b, "ndcg@10")
+    gap = compare(a, b, "ndcg@10", same_items=False)
+    assert gap.mean == pytest.approx((a.per_user["ndcg@10"] - b.per_user["ndcg@10"]).mean().item())
+    fewer = evaluate(Table(scores), events(test), users=a.users[:-1])
+    with pytest.raises(ValueError, match="users, of whom"):
+        compare(a, fewer, "ndcg@10", same_items=False)
