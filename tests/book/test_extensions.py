@@ -15,7 +15,7 @@ import pytest
 from bs4 import BeautifulSoup
 from sphinx.errors import ConfigError, ExtensionError
 
-from book._ext import offline_assets
+from book._ext import front_page, offline_assets
 from book._ext.book_data import (
     BadDataError,
     chapter_results,
@@ -32,7 +32,7 @@ from book._ext.repository_address import pages_url, repository_url, stamped
 from book._ext.result_tables import ICONS
 from book.dependencies import Package
 from book.execute import Layout, digest, inputs
-from recsys_lib.chapter.results import VERDICTS
+from recsys_lib.chapter.results import VERDICTS, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "from jupyter_book.cli.main import main; main()"
@@ -229,6 +229,20 @@ def book(built: Book, tmp_path: Path) -> Book:
     return copy
 
 
+def scored(model: str, value: float, seconds: float | None) -> dict[str, Any]:
+    """A row of the scoreboard, as a chapter records it."""
+    return {
+        "name": slug(model) or "x", "value": value, "low": value - 0.01, "high": value + 0.01, "n": 9,
+        "metric": "ndcg@10", "model": model, "family": "f", "seed": 0, "fit_seconds": seconds,
+        "headline": False, "scoreboard": True, "deterministic": False,
+    }  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """Text with ordinary spaces."""
+    return " ".join(text.split())
+
+
 # ---- a build ----
 
 
@@ -395,6 +409,25 @@ def test_only_what_changed_is_done_again(book: Book) -> None:
     assert book.build().returncode == 0
     assert "done" in book.page("notebooks/01_first").select_one(".cell_output").get_text()
     assert "Runs" in book.page("notebooks/04_second").select_one(".bd-sidebar-primary").get_text()
+
+
+def test_first_page_repeats_what_was_recorded(book: Book) -> None:
+    book.write("book/index.md", "# A small book\n\n```{headline}\n```\n\n```{board}\n```\n")
+    costs = {"Slow <b>": (0.2, 40.0), "Quick": (0.25, 0.5), "Best": (0.3, 60.0)}
+    results = [scored(model, value, seconds) for model, (value, seconds) in costs.items()]
+    book.second(results=results)
+    done = book.build()
+    # the small book has no scoreboard to link to
+    assert "notebooks/99_scoreboard" in done.stderr
+    page = book.page("book/index")
+    assert plain(page.select_one("p.headline").get_text()) == (
+        "Cheap is hard to beat. On MovieLens-100K, Quick (f) is fitted in 0.5 s and reaches NDCG@10 "
+        "0.250 [0.240, 0.260]. Slow <b> (f) takes 80 times as long and reaches 0.200 [0.190, 0.210]. "
+        "The best of the 3 models on the scoreboard is Best, at 0.300 [0.290, 0.310]."
+    )
+    image = page.select_one("figure.board img")
+    assert "Quick, Best" in image["alt"]
+    assert (book.html / "book" / image["src"]).is_file()
 
 
 def test_missing_copy_fails_every_build(book: Book) -> None:
@@ -610,6 +643,34 @@ def test_address_is_stamped_in_every_form() -> None:
         "[c](https://colab.research.google.com/github/New/other/blob/main/notebooks/x.ipynb)"
     )
     assert stamped(new, "https://github.com/New/other") == new
+
+
+# ---- what is made of the pages ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "pair"),
+    [
+        ([("a", 0.3, 1.0), ("b", 0.2, 10.0)], ("a", "b")),
+        ([("a", 0.3, 1.0), ("b", 0.2, 9.9)], None),  # not that much cheaper
+        ([("b", 0.3, 10.0), ("a", 0.2, 1.0)], None),  # cost pays
+        ([("a", 0.3, None), ("b", 0.2, 10.0)], None),
+        ([("c", 0.4, 99.0), ("a", 0.3, 1.0), ("b", 0.25, 50.0), ("d", 0.2, 70.0)], ("a", "b")),
+        ([], None),
+    ],
+)
+def test_a_surprise_is_a_cheap_model_that_is_no_worse(
+    rows: list[tuple[str, float, float | None]], pair: tuple[str, str] | None
+) -> None:
+    found = front_page.surprise([Result(**scored(*row)) for row in rows])
+    assert (found and (found[0].model, found[1].model)) == pair
+
+
+def test_without_a_surprise_the_best_is_named() -> None:
+    rows = [Result(**{**scored("a", 0.3, None), "low": None, "high": None})]
+    assert "".join(text for text, _ in front_page.sentences("100k", rows)) == (
+        "The best of the 1 models on the scoreboard is a, at 0.300."
+    )
 
 
 def test_other_build_of_mathjax_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
