@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +16,10 @@ from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
+from fontTools.ttLib import TTFont
 from sphinx.errors import ConfigError, ExtensionError
 
-from book._ext import front_page, offline_assets
+from book._ext import bundles, front_page, offline_assets
 from book._ext.book_data import (
     BadDataError,
     chapter_results,
@@ -317,7 +321,8 @@ def test_figures_are_numbered_by_chapter(built: Book) -> None:
 
 def test_mathjax_is_served_where_it_is_used(built: Book) -> None:
     copy = built.html / "_static" / "mathjax" / "tex-svg-full.js"
-    assert hashlib.sha256(copy.read_bytes()).hexdigest() == offline_assets.SHA256
+    whole = offline_assets.mathjax_files()[0].read_text("utf8")
+    assert copy.read_text("utf8") == offline_assets.without_letters(whole, "x^2")
     assert copy.with_name("LICENSE").is_file()
 
     def scripts(name: str) -> str:
@@ -325,6 +330,38 @@ def test_mathjax_is_served_where_it_is_used(built: Book) -> None:
 
     assert "mathjax/tex-svg-full.js" in scripts("book/index")
     assert "mathjax" not in scripts("book/status")
+
+
+def test_pages_ask_for_one_style_sheet_and_one_script(built: Book) -> None:
+    names = set()
+    for name in ("book/index", "book/status", "notebooks/01_first", "search"):
+        page = built.page(name)
+        names |= {sheet["href"].split("/")[-1] for sheet in page.find_all("link", rel="stylesheet")}
+        scripts = [script for script in page.find_all("script", src=True) if "mathjax" not in script["src"]]
+        own = [script for script in scripts if name != "search" or "bundle" in script["src"]]
+        names |= {script["src"].split("/")[-1] for script in own}
+        assert len(own) == 1
+        assert all(script.has_attr("defer") for script in page.find_all("script", src=True))
+        assert not page.find("link", rel="preload")
+    assert sorted(name.partition("?")[0][-3:] for name in names) == [".js", "css"]
+    for name in names:
+        assert built.html.joinpath("_static", name.partition("?")[0]).stat().st_size > 1000
+    assert not list(built.html.rglob("*fontawesome*.js"))
+    assert "searchtools.js" in str(built.page("search"))
+
+
+def test_only_icons_in_use_are_served(built: Book) -> None:
+    sheet = next((built.html / "_static").glob("bundle-*.css")).read_text("utf8")
+    used = re.findall(r"\bfa-[a-z-]+", str(built.page("notebooks/01_first").select(".bd-main")))
+    assert {"fa-rocket", "fa-download"} <= set(used)
+    assert ".fa-rocket:before" in sheet
+    assert ".fa-dragon" not in sheet
+    fonts = re.findall(r"data:font/woff;base64,([^)]+)", sheet)
+    faces = [TTFont(io.BytesIO(base64.b64decode(font))) for font in fonts]
+    held = {code for face in faces for code in face.getBestCmap()}
+    assert {0xF135, 0xF019, 0xF09B} <= held  # rocket, download, GitHub
+    assert len(held) < 100
+    assert all("Font Awesome" in str(face["name"].getDebugName(0)) for face in faces)  # the notice stays
 
 
 def test_thebe_and_networks_are_gone(built: Book) -> None:
@@ -409,6 +446,22 @@ def test_only_what_changed_is_done_again(book: Book) -> None:
     assert book.build().returncode == 0
     assert "done" in book.page("notebooks/01_first").select_one(".cell_output").get_text()
     assert "Runs" in book.page("notebooks/04_second").select_one(".bd-sidebar-primary").get_text()
+
+
+def test_a_changed_style_sheet_is_taken_up_by_pages_that_are_not_written(book: Book) -> None:
+    assert book.build().returncode == 0
+    before = book.page("book/status").find("link", rel="stylesheet")["href"]
+    book.write("book/_static/book.css", "p { color: rebeccapurple }\n")
+    book.write("book/notation.md", '# Notation\n\n<a id="term-clear"></a>**Clear.** New.\n')
+    done = book.build()
+    assert done.returncode == 0, done.stderr
+    assert "book/status" not in done.stdout.split("writing output")[-1]
+    after = book.page("book/status").find("link", rel="stylesheet")["href"]
+    name, _, version = after.partition("?v=")
+    assert name == before.partition("?v=")[0]
+    assert after != before
+    assert version
+    assert "rebeccapurple" in (book.html / "book" / name).read_text("utf8")
 
 
 def test_first_page_repeats_what_was_recorded(book: Book) -> None:
@@ -646,6 +699,78 @@ def test_address_is_stamped_in_every_form() -> None:
 
 
 # ---- what is made of the pages ----
+
+
+def test_a_light_page() -> None:
+    page = """<head>
+<link rel="stylesheet" href="../_static/a.css?v=1" /><script>const x = 1</script>
+<link rel="preload" as="script" href="../_static/b.js" />
+<link rel="stylesheet" href="https://example.org/c.css" />
+<link rel="stylesheet" href="../_static/b.css" />
+<script src="../_static/b.js"></script>
+<script src="../_static/searchtools.js"></script>
+<script>window.MathJax = {"tex": {}}</script>
+<script defer="defer" src="../_static/mathjax/tex-svg-full.js?v=2"></script>
+<script src="../_static/design-tabs.js"></script>
+</head>"""
+    root = Path()
+    light, styles, scripts = bundles.light_page(page, "book/a.html", root)
+    assert styles == ["_static/a.css", "_static/b.css"]
+    assert scripts == ["_static/b.js"]
+    left = BeautifulSoup(light, "html.parser")
+    sheet = f"../_static/{bundles.bundle_name(styles, 'css')}?v="
+    assert [link["href"] for link in left.find_all("link")] == [sheet, "https://example.org/c.css"]
+    assert [script.get("src") for script in left.find_all("script")] == [
+        None,
+        f"../_static/{bundles.bundle_name(scripts, 'js')}?v=",
+    ]
+    assert bundles.light_page(light, "book/a.html", root) == (light, [], [])  # once is enough
+
+    marked = page + '<p class="math"></p><p class="sd-tab-set"></p>'
+    kept = bundles.light_page(marked, "book/a.html", root)[0]
+    assert "window.MathJax" in kept
+    assert '<script defer="defer" src="../_static/mathjax' in kept
+    assert '<script defer src="../_static/design-tabs.js">' in kept
+    assert "searchtools.js" in bundles.light_page(page.replace("../", ""), "search.html", root)[0]
+
+
+def test_style_sheets_are_joined_with_their_imports_and_addresses(tmp_path: Path) -> None:
+    (tmp_path / "_static" / "styles").mkdir(parents=True)
+    files = {
+        "base.css": "b { background: url(file.png) }",
+        "styles/theme.css": '/* note */ @import "../base.css"; a { background: url("../x/y.svg") }',
+        "own.css": "c { background: url(data:image/png;base64,xx) } /*! licensed */",
+    }
+    for name, text in files.items():
+        (tmp_path / "_static" / name).write_text(text, encoding="utf8")
+    joined = bundles.joined_styles(["_static/styles/theme.css", "_static/own.css"], tmp_path)
+    assert " ".join(joined.split()) == (
+        "b { background: url(file.png) } a { background: url(x/y.svg) } "
+        "c { background: url(data:image/png;base64,xx) } /*! licensed */"
+    )
+
+
+def test_joined_scripts_are_not_all_strict(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_text('"use strict";\nlet a = 1', encoding="utf8")
+    (tmp_path / "b.js").write_text("b = 2\n//# sourceMappingURL=b.js.map\n", encoding="utf8")
+    joined = bundles.joined_scripts(["a.js", "b.js"], tmp_path)
+    assert joined == 'void 0;\n"use strict";\nlet a = 1;\nb = 2'
+
+
+def test_letters_of_mathjax_that_no_formula_uses_are_left_out() -> None:
+    whole = offline_assets.mathjax_files()[0].read_text("utf8")
+
+    def cut(formulas: str) -> str:
+        return offline_assets.without_letters(whole, formulas)
+
+    assert len(cut("x")) < len(whole) * 0.88
+    every = r"\mathfrak{a} \mathsf{b} \mathtt{c} \oldstyle 1"
+    assert cut(every) == whole
+    assert len(cut("x")) < len(cut(r"\mathsf{b}")) < len(whole)
+    assert cut("\N{MATHEMATICAL FRAKTUR SMALL A}") == cut(r"\mathfrak{a}")
+    assert cut(r"\mathbf{x} \mathcal{U} \mathbb{R} \text{if}") == cut("x")
+    with pytest.raises(ExtensionError, match="0 fonts 'normal'"):
+        offline_assets.without_letters("", "x")
 
 
 @pytest.mark.parametrize(
