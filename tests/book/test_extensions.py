@@ -19,7 +19,7 @@ from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from sphinx.errors import ConfigError, ExtensionError
 
-from book._ext import bundles, front_page, offline_assets
+from book._ext import bundles, front_page, offline_assets, readable_markup
 from book._ext.book_data import (
     BadDataError,
     chapter_results,
@@ -362,6 +362,16 @@ def test_only_icons_in_use_are_served(built: Book) -> None:
     assert {0xF135, 0xF019, 0xF09B} <= held  # rocket, download, GitHub
     assert len(held) < 100
     assert all("Font Awesome" in str(face["name"].getDebugName(0)) for face in faces)  # the notice stays
+
+
+def test_pages_are_mended_for_everybody(built: Book) -> None:
+    page = built.page("notebooks/01_first")
+    assert page.select_one("#pst-primary-sidebar")["role"] == "complementary"
+    search = page.select_one(".search-button-field")
+    assert not search.has_attr("aria-label")
+    assert search.select_one(".search-button__kbd-shortcut")["aria-hidden"] == "true"
+    assert page.select(".highlight pre .line")
+    assert not built.page("book/references").select('[role="doc-biblioentry"]')
 
 
 def test_thebe_and_networks_are_gone(built: Book) -> None:
@@ -771,6 +781,31 @@ def test_letters_of_mathjax_that_no_formula_uses_are_left_out() -> None:
     assert cut(r"\mathbf{x} \mathcal{U} \mathbb{R} \text{if}") == cut("x")
     with pytest.raises(ExtensionError, match="0 fonts 'normal'"):
         offline_assets.without_letters("", "x")
+
+
+def test_code_is_made_of_lines() -> None:
+    code = '<div class="highlight"><pre><span></span><span class="k">if</span> x:\n    y\n\n</pre></div>'
+    lines = BeautifulSoup(readable_markup.readable(code), "html.parser").select("pre .line")
+    assert [line.get_text() for line in lines] == ["if x:\n", "    y\n", "\n"]
+    assert [line.get("style") for line in lines] == [None, "--in:4", None]
+    assert BeautifulSoup(readable_markup.readable(code), "html.parser").pre.get_text() == "if x:\n    y\n\n"
+    odd = '<div class="highlight"><pre><span>a\nb</span></pre></div>'
+    assert readable_markup.readable(odd) == odd
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("<th></th><th>a</th>", "<td></td><th>a</th>"),
+        ('<th class="head"><p></p></th>', '<td class="head"></td>'),
+        ('<summary aria-label="Toggle hidden content"><p>Show</p>', "<summary><p>Show</p>"),
+        ('<div role="doc-biblioentry">', '<div role="listitem">'),
+        ("<thead></thead>", "<thead></thead>"),
+    ],
+)
+def test_markup_is_mended(wrong: str, right: str) -> None:
+    assert readable_markup.readable(wrong) == right
+    assert readable_markup.readable(right) == right
 
 
 @pytest.mark.parametrize(
