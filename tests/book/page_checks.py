@@ -6,9 +6,14 @@ list means that all is well. The tests hold the built book against them, and pag
 
 from __future__ import annotations
 
+import functools
+import gzip
+import http.server
+import importlib.util
 import io
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +23,13 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Request, Route
+from playwright.sync_api import Browser, Locator, Page, Request, Response, Route
 
 PHONE, DESKTOP, SHEET = 390, 1280, 794  # widths in CSS pixels; SHEET is that of A4
+# What a page may ask for: requests, and bytes as a server that compresses them would send them.
+MOST_REQUESTS, MOST_BYTES, MOST_BYTES_WITH_MATH = 20, 300_000, 1_000_000
+# Rules of axe that hold whatever their grade; the last one has to be asked for.
+ALWAYS = ("region", "empty-table-header", "label-content-name-mismatch")
 
 
 def unavailable(message: str) -> None:
@@ -38,6 +47,7 @@ class Visit:
     outside: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    answers: list[Response] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         """Requests to third parties, files that are missing, script errors."""
@@ -46,6 +56,14 @@ class Visit:
             *(f"cannot load {url}" for url in self.failed),
             *(f"script error: {text}" for text in self.errors),
         ]
+
+    def weight(self) -> dict[str, int]:
+        """What the page asked a server for, by address, in bytes when compressed."""
+        return {
+            answer.url: len(gzip.compress(answer.body(), mtime=0))
+            for answer in self.answers
+            if answer.status == 200 and answer.url.startswith("http")
+        }
 
 
 @contextmanager
@@ -79,6 +97,7 @@ def visit(browser: Browser, url: str, *, width: int = DESKTOP, dark: bool = Fals
     context.route("**/*", route)
     page.on("requestfailed", failed)
     page.on("response", lambda response: seen.failed.append(response.url) if response.status >= 400 else None)
+    page.on("response", lambda response: seen.answers.append(response))
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.on("console", lambda said: seen.errors.append(said.text) if said.type == "error" else None)
     try:
@@ -88,6 +107,23 @@ def visit(browser: Browser, url: str, *, width: int = DESKTOP, dark: bool = Fals
         yield seen
     finally:
         context.close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    """A handler that does not write a line for each request."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; gives the address, without a slash at its end."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
 
 
 # ---- in the browser ----
@@ -105,12 +141,106 @@ def math_problems(page: Page) -> list[str]:
           }
           for (const wrong of document.querySelectorAll('mjx-merror, [data-mml-node="merror"]'))
             found.push(`a formula has an error: ${wrong.textContent.trim().slice(0, 80)}`);
+          for (const formula of document.querySelectorAll('mjx-container')) {
+            // an empty group is drawn as an empty letter, so the formula's text has the last word
+            const meant = [...formula.querySelectorAll('mjx-assistive-mml :is(mi, mn)')];
+            const drawn = formula.querySelectorAll('svg :is([data-mml-node="mi"], [data-mml-node="mn"])');
+            drawn.forEach((letter, place) => {
+              if (!letter.childElementCount && meant[place]?.textContent.trim())
+                found.push(`a letter is not drawn: ${meant[place].textContent}`);
+            });
+          }
           // a macro that MathJax does not know is no error to it: it shows the name in red
           for (const wrong of document.querySelectorAll('mjx-container [fill="red"]')) {
             const formula = wrong.closest('mjx-container');
             found.push(`a formula is red: ${formula.textContent.trim().slice(0, 80)}`);
           }
           return found;
+        }"""
+    )
+
+
+@functools.cache
+def axe() -> str:
+    """The script of axe-core, as the package ``axe-playwright-python`` carries it."""
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or not spec.submodule_search_locations:
+        unavailable("axe-playwright-python is not installed; run `make env`")
+    return Path(spec.submodule_search_locations[0], "axe.min.js").read_text("utf8")
+
+
+def access_problems(page: Page) -> list[str]:
+    """What keeps people who do not see the page, or use no mouse, from reading it, by the rules of axe.
+
+    Violations of serious or critical grade, and those of `ALWAYS`.
+    """
+    page.evaluate(axe())
+    found = page.evaluate(
+        """always => axe.run(document, {
+          resultTypes: ['violations'],
+          rules: {'label-content-name-mismatch': {enabled: true}},
+        }).then(({violations}) => violations
+          .filter(({id, impact}) => ['serious', 'critical'].includes(impact) || always.includes(id))
+          .map(({id, nodes}) => `${id}, ${nodes.length} times: ${nodes[0].html.slice(0, 120)}`))""",
+        list(ALWAYS),
+    )
+    return [str(problem) for problem in found]
+
+
+def weight_problems(seen: Visit) -> list[str]:
+    """A page that asks for more than a reader on a slow network should wait for."""
+    weight = seen.weight()
+    math = seen.page.locator(".math").count() > 0
+    most = MOST_BYTES_WITH_MATH if math else MOST_BYTES
+    heavy = sorted(weight, key=weight.__getitem__, reverse=True)[:3]
+    found = []
+    if len(weight) > MOST_REQUESTS:
+        found.append(f"it asks for {len(weight)} files, more than {MOST_REQUESTS}")
+    if sum(weight.values()) > most:
+        found.append(f"it weighs {sum(weight.values()):,} bytes, more than {most:,}; most of it are {heavy}")
+    if not math and any("mathjax" in address for address in weight):
+        found.append("it asks for MathJax and has no formula")
+    return found
+
+
+def heading_problems(page: Page) -> list[str]:
+    """Headings that weigh as much as one of a higher level: as large and as bold, or larger."""
+    return page.evaluate(
+        """() => {
+          const found = [];
+          let above = null;
+          for (const level of ['h1', 'h2', 'h3', 'h4']) {
+            const heading = document.querySelector(`article ${level}:not(.onlyprint *)`);
+            if (!heading) continue;
+            const {fontSize, fontWeight} = getComputedStyle(heading);
+            const look = {level, size: parseFloat(fontSize), bold: parseFloat(fontWeight)};
+            if (above && (look.size >= above.size || look.bold > above.bold))
+              found.push(`${level} outweighs ${above.level}`);
+            above = look;
+          }
+          return found;
+        }"""
+    )
+
+
+def reach_problems(page: Page) -> list[str]:
+    """Code that has to be scrolled sideways, captions off the screen, and wide boxes that do not say so."""
+    return page.evaluate(
+        """() => {
+          const found = [];
+          const article = document.querySelector('article, main') || document.body;
+          const wide = element => element.scrollWidth > element.clientWidth + 1 && element.checkVisibility();
+          for (const code of article.querySelectorAll('pre'))
+            if (wide(code)) found.push(`a line is cut: ${code.textContent.trim().slice(0, 60)}`);
+          const right = document.documentElement.clientWidth;
+          for (const caption of article.querySelectorAll('caption, figcaption'))
+            if (caption.checkVisibility() && caption.getBoundingClientRect().right > right)
+              found.push(`a caption is cut: ${caption.textContent.trim().slice(0, 60)}`);
+          const boxes = '.pst-scrollable-table-container, .output.text_html, div.math mjx-container';
+          for (const box of article.querySelectorAll(boxes))
+            if (wide(box) && !getComputedStyle(box).maskImage.includes('gradient'))
+              found.push(`what is cut does not look so: ${box.textContent.trim().slice(0, 60)}`);
+          return found.slice(0, 5);
         }"""
     )
 

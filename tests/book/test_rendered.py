@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -13,23 +14,28 @@ from page_checks import (
     DESKTOP,
     PHONE,
     Site,
+    access_problems,
     contrast_problems,
     dark_figure_problems,
     foreign_asset_problems,
+    heading_problems,
     image_problems,
     math_problems,
     print_problems,
+    reach_problems,
     repository_link_problems,
+    serve,
     table_problems,
     text_problems,
     unavailable,
     visit,
+    weight_problems,
     width_problems,
 )
 from playwright.sync_api import Browser
 
 from book._ext.repository_address import BRANCH, repository_url
-from recsys_lib.chapter.results import ChapterResults
+from recsys_lib.chapter.results import ChapterResults, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,11 +94,13 @@ class TestPage:
     def test_opens_from_a_folder_on_a_phone(self, name: str, html: Path, browser: Browser) -> None:
         with visit(browser, (html / f"{name}.html").as_uri(), width=PHONE) as seen:
             problems = math_problems(seen.page) + width_problems(seen.page)
+            problems += reach_problems(seen.page) + heading_problems(seen.page)
         assert not seen.problems() + problems
 
     def test_opens_from_a_server(self, name: str, server: str, browser: Browser) -> None:
         with visit(browser, f"{server}/{name}.html") as seen:
             problems = math_problems(seen.page) + width_problems(seen.page) + contrast_problems(seen.page)
+            problems += reach_problems(seen.page) + heading_problems(seen.page) + weight_problems(seen)
             assert seen.page.evaluate("document.documentElement.lang") == "en"
         assert not seen.problems() + problems
 
@@ -104,6 +112,13 @@ class TestPage:
                 for problem in dark_figure_problems(image, as_it_is="as-it-is" in classes):
                     problems.append(f"{image.get_attribute('alt')}: {problem}")
         assert not problems
+
+    @pytest.mark.parametrize(("width", "dark"), [(DESKTOP, False), (DESKTOP, True), (PHONE, False)])
+    def test_is_open_to_everybody(
+        self, width: int, dark: bool, name: str, html: Path, browser: Browser
+    ) -> None:
+        with visit(browser, (html / f"{name}.html").as_uri(), width=width, dark=dark) as seen:
+            assert not access_problems(seen.page)
 
     def test_prints_whole(self, name: str, html: Path, browser: Browser) -> None:
         with visit(browser, (html / f"{name}.html").as_uri()) as seen:
@@ -170,6 +185,35 @@ def test_chapter_is_numbered_like_its_file(name: str, site: Site) -> None:
     assert number == 99 or (written and int(written[1]) == number), f"{title!r} is chapter {number}"
     for caption in site.soup(site.root / f"{name}.html").select("figcaption .caption-number"):
         assert caption.get_text().startswith(f"Figure {number}."), caption.get_text()
+
+
+# ---- the first page and the scoreboard ----
+
+
+def board() -> list[Result]:
+    """The rows of the scoreboard, best first."""
+    paths = [ROOT / "_build" / "results" / f"{Path(name).name}.json" for name in NOTEBOOKS]
+    read = [ChapterResults.read(path) for path in paths if path.is_file()]
+    rows = [row for results in read for row in results.results if row.scoreboard]
+    return sorted(rows, key=lambda row: -row.value)
+
+
+def test_first_screen_shows_what_was_found(html: Path, browser: Browser) -> None:
+    with visit(browser, (html / f"{PAGES[0]}.html").as_uri()) as seen:
+        headline = seen.page.locator("article p.headline")
+        figure = seen.page.locator("article figure img").first.bounding_box()
+        best = board()[0]
+        assert best.model in headline.inner_text()
+        assert f"{best.value:.3f}" in headline.inner_text()
+        assert figure["y"] + figure["height"] <= 900
+
+
+def test_scoreboard_fits_a_phone(html: Path, browser: Browser) -> None:
+    with visit(browser, (html / "notebooks" / "99_scoreboard.html").as_uri(), width=PHONE) as seen:
+        table = seen.page.locator("table", has_text="95 % interval").first
+        for column in ("model", "95 % interval", "fit, s"):
+            box = table.locator("th", has_text=column).first.bounding_box()
+            assert 0 <= box["x"] < box["x"] + box["width"] <= PHONE, column
 
 
 # ---- what readers do ----
@@ -311,6 +355,33 @@ def test_requests_and_errors_are_noticed(body: str, sign: str, tmp_path: Path, b
         (math_problems, '<span class="math">\\(x\\)</span>', ""),
         (math_problems, '<div class="math"><mjx-merror>Undefined</mjx-merror></div>', ""),
         (math_problems, '<mjx-container><svg><g fill="red"></g></svg></mjx-container>', ""),
+        (
+            math_problems,
+            '<mjx-container><svg><g data-mml-node="mi"></g></svg>'
+            "<mjx-assistive-mml><math><mi>x</mi></math></mjx-assistive-mml></mjx-container>",
+            "",
+        ),
+        (access_problems, '<img src="data:,">', ""),
+        (access_problems, '<button aria-label="Find">Search</button>', ""),
+        (
+            access_problems,
+            '<div style="overflow: auto; height: 20px"><p style="height: 99px">a</p></div>',
+            "",
+        ),
+        (access_problems, "<table><tr><th></th><th>a</th></tr><tr><td>1</td><td>2</td></tr></table>", ""),
+        (heading_problems, "<h1>a</h1><h2>b</h2><h3>c</h3>", "h3 { font-size: 2em }"),
+        (heading_problems, "<h1>a</h1><h2>b</h2>", "h1 { font-weight: 400 }"),
+        (reach_problems, "<pre style='overflow: auto'>" + "x" * 400 + "</pre>", ""),
+        (
+            reach_problems,
+            '<div style="overflow: auto"><table style="width: 900px"><caption>c</caption></table></div>',
+            "",
+        ),
+        (
+            reach_problems,
+            '<div class="output text_html"><p style="width: 900px">a</p></div>',
+            ".output { overflow: auto }",
+        ),
         (width_problems, '<div style="width: 600px">wide</div>', ""),
         (width_problems, '<div style="width: 600px">cut</div>', "body { overflow-x: hidden }"),
         (print_problems, "<pre>" + "x" * 400 + "</pre>", ""),
@@ -338,6 +409,34 @@ def test_checks_in_the_browser_can_pass(tmp_path: Path, browser: Browser) -> Non
         page = seen.page
         assert not seen.problems()
         assert not math_problems(page) + width_problems(page) + print_problems(page) + contrast_problems(page)
+        assert not heading_problems(page) + reach_problems(page)
+
+
+def test_accessible_page_passes(tmp_path: Path, browser: Browser) -> None:
+    body = """<main><h1>Title</h1><img alt="A dot" src="data:,"><button>Search</button>
+    <table><tr><td></td><th>a</th></tr><tr><th>b</th><td>2</td></tr></table></main>"""
+    with visit(browser, tiny(tmp_path, body).as_uri()) as seen:
+        assert not access_problems(seen.page)
+
+
+@pytest.mark.parametrize(
+    ("body", "sign"),
+    [
+        ('<script src="heavy.js"></script>', "bytes, more than 300,000"),
+        ('<span class="math"></span><script src="heavy.js"></script>', ""),
+        ('<script src="mathjax.js"></script>', "has no formula"),
+        ("".join(f'<script src="small.js?{n}"></script>' for n in range(20)), "21 files"),
+    ],
+)
+def test_weight_is_noticed(body: str, sign: str, tmp_path: Path, browser: Browser) -> None:
+    noise = random.Random(0).randbytes(200_000).hex()
+    for name, text in (("heavy", f"/*{noise}{noise[::-1]}*/"), ("mathjax", ""), ("small", "")):
+        (tmp_path / f"{name}.js").write_text(text, encoding="utf8")
+    tiny(tmp_path, body + '<link rel="icon" href="data:,">')
+    with serve(tmp_path) as address, visit(browser, f"{address}/page.html") as seen:
+        problems = weight_problems(seen)
+    assert bool(problems) == bool(sign)
+    assert all(sign in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
