@@ -156,7 +156,10 @@ def _nearest(
     order = rows.argsort(stable=True)
     crow = offsets(torch.bincount(rows, minlength=n_rows))  # (R + 1,)
     size = max(1, _CELLS // (n_rows + n_columns))
-    neighbors, similarities = [], []
+    kept = min(k, n_rows - 1)
+    # Made once: many small results between large ones that are freed would leave the heap full of holes.
+    neighbors = torch.empty(n_rows, kept, dtype=torch.int64, device=device)  # (R, k')
+    similarities = torch.empty(n_rows, kept, device=device)  # (R, k')
     starts = range(0, n_rows, size)
     for start in progress_bar(starts, "neighbors", enabled=progress):
         block = torch.arange(start, min(start + size, n_rows), device=device)  # (b,)
@@ -169,10 +172,9 @@ def _nearest(
         torch.div(shared, similarity, out=similarity).masked_fill_(shared == 0, 0.0)
         similarity[torch.arange(len(block), device=device), block] = -1.0  # never its own neighbor
         del shared
-        places = _first_largest(similarity, min(k, n_rows - 1))  # (b, k')
-        neighbors.append(places)
-        similarities.append(similarity.gather(1, places))
-    return torch.cat(neighbors), torch.cat(similarities)
+        neighbors[block] = _first_largest(similarity, kept)  # (b, k')
+        similarities[block] = similarity.gather(1, neighbors[block])  # (b, k')
+    return neighbors, similarities
 
 
 def _first_largest(values: Tensor, k: int) -> Tensor:
