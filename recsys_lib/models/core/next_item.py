@@ -71,7 +71,7 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
 
     **Time and memory.** Full softmax compares every event with every item. With 20,000 items an epoch of a
     million events takes six minutes on one core of a CPU, against one with 256 negatives (``"gbce"``,
-    ``"sampled_softmax"``) and half of one with ``"bce"``: from some thousands of items on, sample. In
+    ``"sampled_softmax"``) and a third of one with ``"bce"``: from some thousands of items on, sample. In
     training full softmax holds about three matrices of ``batch_size`` x n_items float32, 40 MB for 1,700
     items and 0.7 GB for 27,000 with the default batch; K negatives take a few of ``batch_size`` x K. Scoring
     B users holds (B, n_items).
