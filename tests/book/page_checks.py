@@ -91,7 +91,9 @@ def visit(browser: Browser, url: str, *, width: int = DESKTOP, dark: bool = Fals
             route.abort()
 
     def failed(request: Request) -> None:
-        if at_home(request.url):
+        # a request that the browser drops because it moves on to another page is nobody's fault; a file that
+        # is missing has an answer (404), and a server that breaks off has an error of its own
+        if at_home(request.url) and request.failure != "net::ERR_ABORTED":
             seen.failed.append(request.url)
 
     context.route("**/*", route)
