@@ -38,7 +38,9 @@ _MASK = 2**31 - 1  # hashes have 31 bits: products stay within int64, and a hash
 _BLOCK = 2**21  # elements of a score matrix whose ties are resolved at once
 
 
-def rank_topk(scores: Tensor, k: int, *, users: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+def rank_topk(
+    scores: Tensor, k: int, *, users: Tensor | None = None, items: Tensor | None = None, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """The k best items of every row, best first, with exact ties in a fair order.
 
     A higher score comes first. Items of *exactly* equal score are ordered by a seeded hash of (user, item),
@@ -54,6 +56,8 @@ def rank_topk(scores: Tensor, k: int, *, users: Tensor | None = None, seed: int 
         scores: (B, N) real scores. ``-inf`` excludes an item: it is never in the list.
         k: length of the lists, 1 <= k <= N.
         users: (B,) int64 user of each row, for the hash. By default the rows are users 0 to B - 1.
+        items: (N,) int64 item of each column, all different, each below 2^31; where a part of a catalog is
+            scored. By default the columns are items 0 to N - 1.
         seed: chooses among the equally fair orders.
 
     Returns:
@@ -75,24 +79,30 @@ def rank_topk(scores: Tensor, k: int, *, users: Tensor | None = None, seed: int 
     elif users.shape != (n_rows,):
         raise ValueError(f"users must be ({n_rows},), one a row of scores; got {tuple(users.shape)}")
     users = users.to(scores.device)
+    if items is None:
+        items = torch.arange(n_items, device=scores.device)  # (N,)
+    elif items.shape != (n_items,):
+        raise ValueError(f"items must be ({n_items},), one a column of scores; got {tuple(items.shape)}")
+    items = items.to(scores.device)
     refuse_nan(scores, users)
 
-    values, items = scores.topk(min(k + 1, n_items))  # (B, k + 1): one more shows a tie at the border
+    values, columns = scores.topk(min(k + 1, n_items))  # (B, k + 1): one more shows a tie at the border
     if k < n_items:
         border = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)  # (B,)
-        values, items = values[:, :k], items[:, :k]  # (B, k)
+        values, columns = values[:, :k], columns[:, :k]  # (B, k)
         for rows in border.nonzero().flatten().split(max(1, _BLOCK // n_items)):
             block, last = (
                 scores[rows],
                 values[rows, -1:],
             )  # (R, N), and (R, 1) the score that the tied group shares
-            row, item = (block == last).nonzero(as_tuple=True)  # (T,), (T,)
+            row, column = (block == last).nonzero(as_tuple=True)  # (T,), (T,)
             key = torch.where(block > last, _MASK, -1).int()  # (R, N): better items are in, worse are out,
-            key[row, item] = _tie_key(users[rows[row]], item, seed).int()  # and the hash picks among the tied
-            items[rows] = key.topk(k).indices
-            values[rows] = block.gather(1, items[rows])
+            # and the hash picks among the tied
+            key[row, column] = _tie_key(users[rows[row]], items[column], seed).int()
+            columns[rows] = key.topk(k).indices
+            values[rows] = block.gather(1, columns[rows])
 
-    return _in_order(users, items, values, seed)  # lists now have the right members
+    return _in_order(users, items[columns], values, seed)  # lists now have the right members
 
 
 def rank_candidates(

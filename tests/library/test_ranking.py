@@ -149,6 +149,23 @@ def test_rank_topk_takes_sums_that_overflow() -> None:
     assert rank_topk(torch.full((1, 3), -torch.inf), 2)[0].tolist() == [[-1, -1]]
 
 
+@pytest.mark.parametrize("levels", [1, 2, 1000])
+def test_rank_topk_of_parts_is_that_of_the_whole(levels: int) -> None:
+    """A catalog that is scored in parts: the best of each, in the order of all."""
+    scores = torch.randint(0, levels, (9, 30), generator=torch.Generator().manual_seed(0)).float()
+    users, items = torch.arange(40, 49), torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    parts = [
+        rank_topk(scores[:, part], 7, users=users, items=part, seed=2) for part in items.split([10, 13, 7])
+    ]
+    found, values = (torch.cat(lists, dim=1) for lists in zip(*parts, strict=True))
+    merged, best = rank_candidates(values, found, users=users, seed=2)
+    whole, expected = rank_topk(scores, 7, users=users, seed=2)
+    assert torch.equal(merged[:, :7], whole)
+    assert torch.equal(best[:, :7], expected)
+    with pytest.raises(ValueError, match=r"items must be \(30,\)"):
+        rank_topk(scores, 7, items=items[:3])
+
+
 @pytest.mark.parametrize("k", [0, -1, 6])
 def test_rank_topk_refuses_k_out_of_range(k: int) -> None:
     with pytest.raises(ValueError, match="between 1 and the number of items, 5"):
