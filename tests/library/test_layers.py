@@ -66,6 +66,7 @@ for module in pkgutil.walk_packages(recsys_lib.__path__, "recsys_lib."):
         "IPython",
         "myst_nb",
         "sklearn",
+        "faiss",
     }
     assert not lazy & loaded_by(every)
 
