@@ -68,7 +68,7 @@ def rank_topk(
         TypeError: for a k or a seed that is no whole number.
         ValueError: for a k out of range, wrong shapes, or scores that are NaN (the message names the user).
     """
-    k = whole_number(k, "k")
+    k, seed = whole_number(k, "k"), whole_number(seed, "seed")
     if scores.ndim != 2:
         raise ValueError(f"scores must be (B, N), one row a user; got shape {tuple(scores.shape)}")
     n_rows, n_items = scores.shape
@@ -90,7 +90,8 @@ def rank_topk(
     if k < n_items:
         border = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)  # (B,)
         values, columns = values[:, :k], columns[:, :k]  # (B, k)
-        for rows in border.nonzero().flatten().split(max(1, _BLOCK // n_items)):
+        tied = border.nonzero().flatten()  # (T,)
+        for rows in tied.split(max(1, _BLOCK // n_items)) if len(tied) else ():
             block, last = (
                 scores[rows],
                 values[rows, -1:],
@@ -121,8 +122,10 @@ def rank_candidates(
         values: (B, C) their scores; ``-inf`` where the item is -1.
 
     Raises:
+        TypeError: for a seed that is no whole number.
         ValueError: a score is NaN.
     """
+    seed = whole_number(seed, "seed")
     if users is None:
         users = torch.arange(len(scores), device=scores.device)  # (B,)
     refuse_nan(scores, users)
@@ -131,10 +134,13 @@ def rank_candidates(
 
 def _in_order(users: Tensor, items: Tensor, values: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Sorts lists (B, k) by score, and ties by their hash."""
-    # By hash, then stably by score: ties keep the order of the hash.
-    order = _tie_key(users[:, None], items, seed).int().argsort(dim=1, descending=True)  # (B, k)
-    values, second = values.gather(1, order).sort(dim=1, descending=True, stable=True)  # (B, k)
-    items = items.gather(1, order).gather(1, second)  # (B, k)
+    ranked, order = values.sort(dim=1, descending=True)  # (B, k), (B, k)
+    if ((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] > -torch.inf)).any():
+        # By hash, then stably by score: ties keep the order of the hash.
+        by_hash = _tie_key(users[:, None], items, seed).int().argsort(dim=1, descending=True)  # (B, k)
+        ranked, second = values.gather(1, by_hash).sort(dim=1, descending=True, stable=True)  # (B, k)
+        order = by_hash.gather(1, second)  # (B, k)
+    values, items = ranked, items.gather(1, order)  # (B, k)
     return items.masked_fill(values == -torch.inf, -1), values
 
 
@@ -151,7 +157,7 @@ def _tie_key(users: Tensor, items: Tensor, seed: int) -> Tensor:
     Items of a user never share a key: an odd multiplier, a shift and ``_mix`` are all bijections of 31 bits.
     Only integer products below 2^62 are used, so every device computes the same.
     """
-    start = _mix((users + _mix(users.new_tensor(whole_number(seed, "seed") & _MASK))) & _MASK)
+    start = _mix((users + _mix(users.new_tensor(seed & _MASK))) & _MASK)
     stride = _mix(start ^ 0x5BD1E995) | 1  # odd
     return _mix((items * stride + start) & _MASK)
 
