@@ -416,9 +416,10 @@ class Excluded:
         """Which of the ids (R, L) that queries (R,) have found they may not find: (R, L) bool, on the CPU."""
         if not len(self._keys):
             return torch.zeros_like(ids, dtype=torch.bool)
-        keys = row[:, None] * _MOST_IDS + ids  # (R, L); an id of -1 is the greatest of the query before
+        # An id of -1 reads as the greatest id of the query before; what is no id is left out already.
+        keys = row[:, None] * _MOST_IDS + ids  # (R, L)
         place = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)  # (R, L)
-        return (self._keys[place] == keys) & (ids >= 0)
+        return self._keys[place] == keys
 
 
 class Ids:

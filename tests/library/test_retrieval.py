@@ -304,6 +304,23 @@ def test_an_emptied_index_can_be_filled_again(kind: str) -> None:
     assert sorted(ids[0].tolist()) == list(range(300, 350))  # a number is not given twice
 
 
+def test_numbering_goes_on_from_the_greatest_id() -> None:
+    index = ExactIndex().build(small_integers(2, 4), [7, 3])
+    index.add(small_integers(1, 4), [1])
+    index.remove([7])
+    index.add(small_integers(2, 4))
+    assert sorted(index.search(Q[:1], 4)[0][0].tolist()) == [1, 3, 8, 9]
+
+
+@pytest.mark.parametrize("kind", ["exact", "flat"])
+def test_no_id_is_not_taken_for_the_greatest(kind: str) -> None:
+    index = make(kind).build(small_integers(3, 4), [0, 5, 2**31 - 1])
+    ids, _ = index.search(Q, 3, exclude=[[], [-1]])
+    assert ids.sort().values.tolist() == [[0, 5, 2**31 - 1]] * 2
+    ids, _ = index.search(Q, 3, exclude=[[2**31 - 1], []])
+    assert (ids == 2**31 - 1).sum(dim=1).tolist() == [0, 1]
+
+
 def test_interactions_say_what_each_user_has_seen(small: Interactions) -> None:
     x = small_integers(5, 3)
     index = ExactIndex().build(x)
@@ -338,6 +355,28 @@ def test_same_seed_same_index(kind: str) -> None:
     if kind != "hnsw":
         other = FaissIndex(kind, seed=1, **options).build(x).search(queries, 10)
         assert not torch.equal(found[0][1], other[1])
+
+
+@pytest.mark.parametrize(("deterministic", "threads"), [(True, 1), (False, 2)])
+def test_a_graph_that_is_to_be_the_same_is_built_on_one_thread(
+    deterministic: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    used, before = [], faiss.omp_get_max_threads()
+    add = faiss.IndexHNSWFlat.add
+
+    def watched(graph: Any, x: np.ndarray) -> None:
+        used.append(faiss.omp_get_max_threads())
+        add(graph, x)
+
+    monkeypatch.setattr(faiss.IndexHNSWFlat, "add", watched)
+    try:
+        faiss.omp_set_num_threads(2)
+        index = FaissIndex("hnsw", deterministic=deterministic).build(small_integers(30, 4))
+        index.add(small_integers(3, 4))
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert used == [threads, threads]
 
 
 def test_torch_and_faiss_search_in_one_process_on_several_threads() -> None:
