@@ -4,7 +4,8 @@ All take scores, that is logits, of any real value; none takes probabilities. Al
 batch as a scalar. Half precision inputs are computed in float32, because a sum of exponentials overflows
 float16 at a logit of 11; the gradients come back in the inputs' own type.
 
-Shapes: B examples (a user and an item that the user chose), K negatives for each, N items in the catalog.
+Shapes: B examples (a user and an item that the user chose), K negatives for each, N items in the catalog, C
+items in a batch.
 """
 
 import math
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["bce_loss", "bpr_loss", "gbce_loss", "sampled_softmax_loss", "softmax_loss"]
+__all__ = [
+    "bce_loss",
+    "bpr_loss",
+    "gbce_loss",
+    "in_batch_softmax_loss",
+    "nt_xent_loss",
+    "sampled_softmax_loss",
+    "softmax_loss",
+]
 
 
 def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
@@ -156,6 +165,122 @@ def sampled_softmax_loss(
     return (logits.logsumexp(dim=1) - positive).mean()
 
 
+def in_batch_softmax_loss(
+    scores: Tensor,
+    items: Tensor | None = None,
+    log_q: Tensor | None = None,
+    *,
+    targets: Tensor | None = None,
+    left_out: Tensor | None = None,
+    temperature: float = 1.0,
+    correct_positive: bool = True,
+) -> Tensor:
+    """The contrastive loss, InfoNCE: the chosen item against the items that the batch's other rows chose.
+
+        z_bc = s_bc / temperature - log(K q_c)                 K = C - 1 columns that are not the row's own
+        L    = mean over B of [log sum_c exp(z_bc) - z_b,target(b)]
+
+    The items of other rows are a free sample, but not a fair one: item c is in the batch as often as it is
+    chosen. q_c is the probability that one draw gives it, its share of the events. Subtracting log(K q_c),
+    the logarithm of how often it is expected, undoes that; without it the minimizer is
+    s = log p(c | user) - log q_c, which takes an item's popularity away from what the user thinks of it.
+
+    **Is the row's own logit corrected too?** There are two derivations, and both are right.
+
+    - ``correct_positive=True``, Yi et al. 2019, eq. 4. Given a batch, the row's own item is one of the C, and
+      all others are draws from q. By Bayes' rule the odds that it is c are p(c | user) / q_c. So every logit
+      is corrected, the minimizer is log p(c | user), and log K cancels.
+    - ``correct_positive=False``, Bengio and Senecal 2008. The sum over the catalog is estimated: the row's
+      own term is in it for certain, the other terms are weighted by 1 / (K q_c). So the own logit stays as it
+      is. With the hits below left out, the estimated sum is right in expectation.
+
+    The first weighs a rare item's example less, for its logit stands higher already; the second is noisier
+    where K q is far from 1 for many items, since one draw then stands for many.
+
+    **Accidental hits.** With ``items``, a column that holds the row's own item again is left out of the sum:
+    it would be pushed down as the negative of itself. ``left_out`` takes out others, such as items that the
+    user is known to have chosen as well.
+
+    Args:
+        scores: (B, C) of each row's user and each column's item; row b owns column ``targets[b]``.
+            Columns beyond those that rows own are further negatives, for all rows.
+        items: (C,) int64, which item a column holds. None takes all as different.
+        log_q: (C,) log-probability that one draw gives the column's item; None corrects nothing.
+        targets: (B,) int64; without them row b owns column b.
+        left_out: (B, C) bool, True where a column is no negative of the row. The own column always counts.
+        temperature: divides the scores, not the correction. A cosine, of 1 at most, needs one well below 1.
+        correct_positive: see above; without ``log_q`` it does nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer columns than rows without ``targets``, or a temperature that
+            is not above zero.
+
+    Source: van den Oord, Li, Vinyals 2018, "Representation Learning with Contrastive Predictive Coding",
+    eq. 4; Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations",
+    https://doi.org/10.1145/3298689.3346996; Bengio and Senecal 2008, "Adaptive Importance Sampling to
+    Accelerate Training of a Neural Probabilistic Language Model", section III.
+    """
+    if scores.ndim != 2 or not scores.numel():
+        raise ValueError(f"expected scores (B, C) with B and C of 1 or more, got {tuple(scores.shape)}")
+    n_rows, n_columns = scores.shape
+    if targets is None:
+        if n_columns < n_rows:
+            raise ValueError(
+                f"{n_rows} rows do not each own one of {n_columns} columns; say which in targets"
+            )
+        targets = torch.arange(n_rows, device=scores.device)  # (B,)
+    _same_shape("targets", targets, scores[:, 0])
+    logits = _at_least_float32(scores) / _above_zero(temperature)  # (B, C)
+    own = targets[:, None]  # (B, 1)
+    as_scored = logits.gather(1, own)  # (B, 1)
+    if log_q is not None:
+        _same_shape("log_q", log_q, scores[0])
+        logits = logits - (log_q + math.log(max(1, n_columns - 1)))  # (B, C)
+    chosen = logits.gather(1, own) if correct_positive else as_scored  # (B, 1)
+    hidden = torch.zeros_like(scores, dtype=torch.bool)  # (B, C)
+    if items is not None:
+        _same_shape("items", items, scores[0])
+        hidden = items[targets][:, None] == items  # (B, C)
+    if left_out is not None:
+        _same_shape("left_out", left_out, scores)
+        hidden = hidden | left_out  # (B, C)
+    logits = logits.masked_fill(hidden, -torch.inf).scatter(1, own, chosen)  # (B, C)
+    return (logits.logsumexp(dim=1) - chosen.squeeze(1)).mean()
+
+
+def nt_xent_loss(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent, the symmetric contrastive loss of two views: the other view of a thing against all else.
+
+    The 2 B vectors z, of both views, each look for their partner among the 2 B - 1 others, by the cosine:
+
+        l(i, j) = -log [exp(cos(z_i, z_j) / temperature) / sum_{k != i} exp(cos(z_i, z_k) / temperature)]
+        L       = mean of l(i, j) and l(j, i) over all pairs of views i, j of one thing
+
+    ``in_batch_softmax_loss`` asks the row only, and compares it with the other view only. Here both are
+    asked, and the vectors of the own view are negatives as well. That suits two views of one kind (an item's
+    title and its genres). Of a user and an item the other users are no negatives: two users may well like the
+    same.
+
+    Args:
+        a: (B, d), one view of each thing.
+        b: (B, d), the other; row b is the same thing.
+        temperature: divides the cosines.
+
+    Raises:
+        ValueError: shapes that differ, no rows, or a temperature that is not above zero.
+
+    Source: Chen, Kornblith, Norouzi, Hinton 2020, "A Simple Framework for Contrastive Learning of Visual
+    Representations", eq. 1 and algorithm 1.
+    """
+    if a.ndim != 2 or a.shape != b.shape or not a.numel():
+        raise ValueError(f"expected two views (B, d), got {tuple(a.shape)} and {tuple(b.shape)}")
+    z = functional.normalize(_at_least_float32(torch.cat([a, b])), dim=1)  # (2 B, d)
+    logits = z @ z.mT / _above_zero(temperature)  # (2 B, 2 B)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)  # (2 B, 2 B)
+    partner = torch.arange(len(z), device=z.device).roll(len(a))  # (2 B,)
+    return softmax_loss(logits.masked_fill(itself, -torch.inf), partner)
+
+
 def _pair(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """Checks shapes and returns positives (B,) and negatives (B, K), in float32 or float64."""
     if negative.ndim == 1:
@@ -171,6 +296,12 @@ def _pair(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
 def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.shape != like.shape:
         raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+
+
+def _above_zero(temperature: float) -> float:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    return temperature
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

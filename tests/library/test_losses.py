@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from recsys_lib.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss, softmax_loss
+from recsys_lib.losses import (
+    bce_loss,
+    bpr_loss,
+    gbce_loss,
+    in_batch_softmax_loss,
+    nt_xent_loss,
+    sampled_softmax_loss,
+    softmax_loss,
+)
 
 quick = settings(max_examples=20, deadline=None)
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**31))
@@ -196,6 +204,186 @@ def test_an_entry_of_minus_infinity_is_left_out():
     assert all(g.isfinite().all() for g in gradients(sampled_softmax_loss, positive, hidden))
 
 
+# A batch as its own negatives.
+
+
+def a_batch(n: int, n_items: int, seed: int):
+    """Scores (B, B), items (B,) with repeats, log q (B,), in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    items = torch.randint(n_items, (n,), generator=generator)
+    q = torch.rand(n_items, generator=generator, dtype=torch.float64).softmax(0)
+    return torch.randn(n, n, generator=generator, dtype=torch.float64), items, q.log()[items]
+
+
+def enumerated(p: list[list[float]], q: list[float], size: int):
+    """All batches of one row with ``size`` - 1 items of other rows: probability, user, items of the columns.
+
+    The row's user has the distribution p of its row, each user is as likely, q is the mean of the rows.
+    """
+    for user, row in enumerate(p):
+        for own, probability in enumerate(row):
+            for others in itertools.product(range(len(q)), repeat=size - 1):
+                chance = probability / len(p) * math.prod(q[item] for item in others)
+                yield chance, user, torch.tensor([own, *others])
+
+
+P = [[0.7, 0.2, 0.1], [0.5, 0.1, 0.4]]
+Q = [(a + b) / 2 for a, b in zip(*P, strict=True)]
+
+
+def expected_gradient(scores: torch.Tensor, size: int, **options) -> torch.Tensor:
+    """Of the loss of a row in a batch of ``size``, for scores (2, 3) of users and items."""
+    scores = scores.clone().requires_grad_()
+    log_q = torch.tensor(Q, dtype=torch.float64).log()
+    corrected = options.pop("corrected", True)
+    total = sum(
+        chance
+        * in_batch_softmax_loss(
+            scores[user, items][None], log_q=log_q[items] if corrected else None, **options
+        )
+        for chance, user, items in enumerated(P, Q, size)
+    )
+    return torch.autograd.grad(total, scores)[0]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_corrected_the_true_probabilities_are_the_minimum_whatever_the_size_of_the_batch(size):
+    log_p = torch.tensor(P, dtype=torch.float64).log()
+    log_q = torch.tensor(Q, dtype=torch.float64).log()
+    shift = torch.tensor([[0.3], [-2.0]])  # of a user's scores, which a softmax does not see
+    zero = torch.zeros_like(log_p)
+    torch.testing.assert_close(expected_gradient(log_p + shift, size), zero)
+    # Without it, popularity is taken away from what is learned.
+    torch.testing.assert_close(expected_gradient(log_p - log_q, size, corrected=False), zero)
+    assert expected_gradient(log_p, size, corrected=False).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_with_the_own_term_as_it_is_the_sum_over_the_catalog_is_right_in_expectation(size):
+    scores = torch.tensor([[0.3, 1.2, -0.7], [2.0, 0.0, 0.5]], dtype=torch.float64)
+    log_q = torch.tensor(Q, dtype=torch.float64).log()
+    found = torch.zeros(2, 3, dtype=torch.float64)  # by user and own item
+    weight = torch.zeros(2, 3, dtype=torch.float64)
+    for chance, user, items in enumerated(P, Q, size):
+        row = scores[user, items][None]
+        loss = in_batch_softmax_loss(row, items, log_q[items], correct_positive=False)
+        found[user, items[0]] += chance * (loss + row[0, 0]).exp()  # exp(L + s+) is the sum
+        weight[user, items[0]] += chance
+    torch.testing.assert_close(found / weight, scores.exp().sum(1, keepdim=True).expand(2, 3))
+
+
+@quick
+@given(st.integers(1, 6), st.integers(0, 2**31))
+def test_a_batch_that_is_the_catalog_gives_the_full_softmax(n_items, seed):
+    scores, _, _ = a_batch(n_items, n_items, seed)
+    items = torch.randperm(n_items, generator=torch.Generator().manual_seed(seed))
+    full = softmax_loss(scores, items)  # scores in the order of the catalog
+    uniform = torch.full((n_items,), -math.log(max(1, n_items - 1)), dtype=torch.float64)
+    for options in ({}, {"log_q": uniform}, {"log_q": uniform, "correct_positive": False}):
+        torch.testing.assert_close(in_batch_softmax_loss(scores[:, items], items, **options), full)
+
+
+@quick
+@given(st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 3), st.booleans(), st.integers(0, 2**31))
+def test_in_batch_softmax_is_torchs_cross_entropy_on_logits_made_by_hand(n, n_items, tau, both, seed):
+    scores, items, log_q = a_batch(n, n_items, seed)
+    logits = torch.empty_like(scores)
+    for b, c in itertools.product(range(n), range(n)):
+        logits[b, c] = scores[b, c] / tau
+        if b == c and both:
+            logits[b, c] -= log_q[c] + math.log(max(1, n - 1))
+        if b != c:
+            hit = items[b] == items[c]
+            logits[b, c] = -math.inf if hit else logits[b, c] - log_q[c] - math.log(n - 1)
+    found = in_batch_softmax_loss(scores, items, log_q, temperature=tau, correct_positive=both)
+    torch.testing.assert_close(found, functional.cross_entropy(logits, torch.arange(n)))
+
+
+def test_the_gradient_is_the_probability_less_the_one_that_is_right():
+    scores, _, log_q = a_batch(4, 9, 3)
+    (found,) = gradients(lambda s: in_batch_softmax_loss(s, None, log_q, temperature=0.2), scores)
+    weights = (scores / 0.2).exp() / log_q.exp()  # (B, B)
+    probability = weights / weights.sum(1, keepdim=True)
+    torch.testing.assert_close(found, (probability - torch.eye(4)) / (4 * 0.2))
+
+
+def test_what_is_left_out_may_as_well_not_be_there():
+    scores, items, log_q = a_batch(4, 9, 5)
+    items = torch.tensor([7, 3, 7, 1])
+    left_out = torch.zeros(4, 4, dtype=torch.bool)
+    left_out[1, 3] = left_out[2, 2] = True  # and the own column counts, whatever is said of it
+    total = 0.0
+    for row, kept in enumerate([[0, 1, 3], [1, 0, 2], [2, 1, 3], [3, 0, 1, 2]]):
+        logits = scores[row, kept] - log_q[kept]
+        total += functional.cross_entropy(logits[None], torch.tensor([0])) / 4
+    found = in_batch_softmax_loss(scores, items, log_q, left_out=left_out)
+    torch.testing.assert_close(found, total)
+    (gradient,) = gradients(lambda s: in_batch_softmax_loss(s, items, log_q, left_out=left_out), scores)
+    assert gradient[0, 2] == gradient[2, 0] == gradient[1, 3] == 0
+    assert gradient[0, 1] != 0
+    assert in_batch_softmax_loss(scores, items, log_q) != in_batch_softmax_loss(scores, None, log_q)
+
+
+def test_columns_may_stand_in_any_order_and_rows_may_own_some_of_them():
+    scores, items, log_q = a_batch(5, 9, 8)
+    columns = torch.tensor([3, 0, 4, 1, 2])
+    whole = in_batch_softmax_loss(scores, items, log_q)
+    moved = in_batch_softmax_loss(
+        scores[:, columns], items[columns], log_q[columns], targets=columns.argsort()
+    )
+    torch.testing.assert_close(moved, whole)
+    # Further negatives stand behind the columns that rows own.
+    few = in_batch_softmax_loss(scores[:2], items, log_q)
+    torch.testing.assert_close(few, in_batch_softmax_loss(scores[:2], items, log_q, targets=torch.arange(2)))
+    rows = [in_batch_softmax_loss(scores[b : b + 1], items, log_q, targets=torch.tensor([b])) for b in (0, 1)]
+    torch.testing.assert_close(few, sum(rows) / 2)
+
+
+def test_in_batch_softmax_refuses_what_does_not_fit():
+    scores, items, log_q = a_batch(3, 9, 0)
+    with pytest.raises(ValueError, match=r"expected scores \(B, C\)"):
+        in_batch_softmax_loss(scores[0])
+    with pytest.raises(ValueError, match=r"3 rows do not each own one of 2 columns; say which in targets"):
+        in_batch_softmax_loss(scores[:, :2])
+    with pytest.raises(ValueError, match=r"items must have shape \(3,\), got \(2,\)"):
+        in_batch_softmax_loss(scores, items[:2])
+    with pytest.raises(ValueError, match=r"log_q must have shape \(3,\), got \(1, 3\)"):
+        in_batch_softmax_loss(scores, items, log_q[None])
+    with pytest.raises(ValueError, match=r"left_out must have shape \(3, 3\)"):
+        in_batch_softmax_loss(scores, left_out=scores[0] > 0)
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        in_batch_softmax_loss(scores, temperature=0)
+
+
+def two_views(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+    return a, b
+
+
+@quick
+@given(st.integers(1, 5), st.integers(1, 4), st.floats(0.1, 2), st.integers(0, 2**31))
+def test_nt_xent_is_the_papers_sum(n, d, tau, seed):
+    a, b = two_views(n, d, seed)
+    z = [v / v.norm() for pair in zip(a, b, strict=True) for v in pair]  # 2k and 2k + 1 are one thing
+    total = 0.0
+    for i, j in itertools.chain(*(((2 * k, 2 * k + 1), (2 * k + 1, 2 * k)) for k in range(n))):
+        others = sum(math.exp(z[i] @ z[k] / tau) for k in range(2 * n) if k != i)
+        total -= math.log(math.exp(z[i] @ z[j] / tau) / others)
+    assert nt_xent_loss(a, b, tau).item() == pytest.approx(total / (2 * n), rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(nt_xent_loss(b, a, tau), nt_xent_loss(a, b, tau))
+    torch.testing.assert_close(nt_xent_loss(3 * a, 0.1 * b, tau), nt_xent_loss(a, b, tau))
+
+
+def test_nt_xent_refuses_what_does_not_fit():
+    a, b = two_views(3, 2, 0)
+    for views in ((a, b[:2]), (a[0], b[0]), (a[:0], b[:0])):
+        with pytest.raises(ValueError, match=r"expected two views \(B, d\)"):
+            nt_xent_loss(*views)
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got -1"):
+        nt_xent_loss(a, b, -1)
+
+
 # Numerics.
 
 LOSSES = {
@@ -206,6 +394,9 @@ LOSSES = {
         torch.cat([p[:, None], n], 1), torch.zeros(len(p), dtype=torch.int64)
     ),
     "sampled_softmax": sampled_softmax_loss,
+    "in_batch_softmax": lambda p, n: in_batch_softmax_loss(
+        torch.cat([p[:, None], n], 1), targets=torch.zeros_like(p, dtype=torch.int64)
+    ),
 }
 
 
@@ -234,6 +425,18 @@ def test_half_precision_is_computed_in_single(name, dtype):
     for gradient in gradients(LOSSES[name], positive, negative):
         assert gradient.dtype == dtype
         assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nt_xent_is_computed_in_single(dtype):
+    a, b = (x.to(dtype) for x in two_views(4, 3, 1))
+    loss = nt_xent_loss(a, b, 0.01)  # logits of up to 100
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, nt_xent_loss(a.float(), b.float(), 0.01))
+    for gradient in gradients(lambda a, b: nt_xent_loss(a, b, 0.01), a, b):
+        assert gradient.dtype == dtype
+        assert gradient.isfinite().all()
+    assert nt_xent_loss(torch.empty(4, 3, device="meta"), torch.empty(4, 3, device="meta")).shape == ()
 
 
 @pytest.mark.parametrize("name", LOSSES)
