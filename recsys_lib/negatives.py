@@ -6,9 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from recsys_lib.data.ragged import row_of_each
+from recsys_lib.data.ragged import row_of_each, take_rows
 
-__all__ = ["HardestOf", "NegativeSampler", "Sampler", "other_items"]
+__all__ = ["HardestOf", "NegativeSampler", "Sampler", "known_columns", "other_items"]
 
 # Weights of a non-uniform sampler are rounded to integers that sum to about this. Integers make the exclusion
 # of positives exact; at 2**31 the rounding of a probability is below 5e-10, and keys of user times mass stay
@@ -165,3 +165,24 @@ def other_items(targets: Tensor, k: int, n_items: int, generator: torch.Generato
         n_items - 1, (len(targets), k), generator=generator, device=targets.device
     )  # (N, k)
     return drawn + (drawn >= targets[:, None])  # drawn among one fewer, it steps over the target
+
+
+def known_columns(crow: Tensor, own: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    """Which columns of a batch hold an item that the row's user has, and so are no negatives.
+
+    Args:
+        crow: (n_users + 1,) int64 offsets.
+        own: (E,) int64, each user's items.
+        users: (B,) int64, of the rows.
+        items: (C,) int64, of the columns.
+
+    Returns:
+        (B, C) bool
+    """
+    distinct, column = items.unique(return_inverse=True)  # (U,), (C,)
+    place, row = take_rows(crow, users)  # (E',), (E',)
+    found = torch.searchsorted(distinct, own[place]).clamp(max=len(distinct) - 1)  # (E',)
+    hit = distinct[found] == own[place]  # (E',)
+    known = torch.zeros(len(users), len(distinct), dtype=torch.bool, device=users.device)  # (B, U)
+    known[row[hit], found[hit]] = True
+    return known[:, column]  # (B, C)

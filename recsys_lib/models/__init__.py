@@ -11,6 +11,7 @@ from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
 from recsys_lib.models.popularity import Popularity
 from recsys_lib.models.sasrec import SASRec
+from recsys_lib.models.two_tower import TwoTower
 
 __all__ = [
     "BPR",
@@ -26,5 +27,6 @@ __all__ = [
     "Recommender",
     "SASRec",
     "TfidfContent",
+    "TwoTower",
     "UserKNN",
 ]

@@ -42,8 +42,10 @@ from recsys_lib.models import (
     Recommender,
     SASRec,
     TfidfContent,
+    TwoTower,
     UserKNN,
 )
+from recsys_lib.models.content import term_counts
 from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 
 REFERENCES = Path(__file__).with_name("references.json")
@@ -79,6 +81,16 @@ class Case:
 def features(texts: list[str]) -> torch.Tensor:
     """(n_items, 2): the length of the text and a constant."""
     return torch.tensor([[len(text) / 100, 1.0] for text in texts], device="cpu")
+
+
+def words(texts: list[str]) -> torch.Tensor:
+    """(n_items, n_words): how often each text has each word."""
+    return term_counts(texts)[0].to_dense()
+
+
+def two_tower(**options: Any) -> TwoTower:
+    """One that learns a small problem within a second."""
+    return TwoTower(**{"dim": 8, "epochs": 20, "batch_size": 64, "temperature": 1.0} | options)
 
 
 CASES = {
@@ -146,6 +158,31 @@ CASES = {
         ),
         cold="same",
         order=True,
+        pairs=True,
+    ),
+    "TwoTower": Case(lambda texts: two_tower(), lambda texts: TwoTower(epochs=3), cold="same", pairs=True),
+    "TwoTowerId": Case(
+        lambda texts: two_tower(user_tower="id"),
+        lambda texts: TwoTower(user_tower="id", epochs=8),
+        cold="same",
+    ),
+    "TwoTowerAttention": Case(
+        lambda texts: two_tower(user_tower="history_attention"),
+        lambda texts: TwoTower(user_tower="history_attention", dim=32, epochs=4),
+        cold="same",
+        order=True,
+        pairs=True,
+    ),
+    "TwoTowerText": Case(
+        lambda texts: two_tower(user_tower="text", item_tower="text", text=words(texts)),
+        lambda texts: TwoTower(user_tower="text", item_tower="text", text=words(texts), epochs=2),
+        cold="same",
+        pairs=True,
+    ),
+    "TwoTowerIdText": Case(
+        lambda texts: two_tower(item_tower="id+text", text=words(texts), loss="softmax"),
+        lambda texts: TwoTower(item_tower="id+text", text=words(texts), loss="softmax", epochs=2),
+        cold="same",
         pairs=True,
     ),
 }
@@ -369,7 +406,8 @@ def test_another_seed_gives_other_numbers(case, fitted, fit):
     if "seed" not in model.config:
         pytest.skip("nothing in this model is random")
     other = case.make(TEXTS)
-    other = fit(type(other)(**{**other.config, "seed": 1}), inter)
+    other.seed = 1
+    other = fit(other, inter)
     assert not same(everyone(other), everyone(model), model)
 
 
@@ -486,9 +524,9 @@ def test_no_tensor_is_made_on_an_implicit_device(case, explicit_devices, monkeyp
         model.fit(train, validation if "patience" in model.config else None, device="cpu", progress=False)
         users = torch.arange(5, device="cpu")
         model.recommend(users, k=3, exclude=train)
-        if isinstance(model, HistoryReader):
+        if reads(model):
             model.update_histories(train)
-        if hasattr(model, "score_histories"):
+        if reads(model):
             histories = train.histories(users)
             times = [torch.arange(len(history), device="cpu") for history in histories]
             if getattr(model, "half_life_days", None) is None:
@@ -528,7 +566,7 @@ def test_the_callers_modes_and_types_do_not_reach_a_fit(case, fitted, fit):
         scores = other.score(torch.arange(N_USERS))
         assert scores.dtype == torch.float32
         assert same(scores, expected, model)
-        if isinstance(other, HistoryReader):
+        if reads(other):
             other.update_histories(inter)
             read(other, inter)
     finally:
@@ -546,7 +584,7 @@ def test_a_model_of_another_type_still_answers(case, fitted, convert):
     scale = everyone(model).abs().max().clamp(min=1)
     assert ((scores - everyone(model)).abs() < tolerance * scale).all()
     assert converted.recommend(torch.arange(3), k=2, exclude=inter)[0].shape == (3, 2)
-    if isinstance(converted, HistoryReader):
+    if reads(converted):
         read(converted, inter)
     converted.fit(inter, progress=False)
     assert all(p.dtype == torch.float32 for p in converted.parameters())
@@ -582,27 +620,33 @@ def test_lists_in_the_callers_ids(case, fit, tmp_path):
         model.recommend(
             torch.tensor([0]), exclude=dataclasses.replace(inter, item_ids=pd.RangeIndex(N_ITEMS))
         )
-    if isinstance(model, HistoryReader):
+    if reads(model):
         with pytest.raises(ValueError, match=r"user 0 is 'C000' in the first and 0 in the second"):
             model.update_histories(dataclasses.replace(inter, user_ids=pd.RangeIndex(N_USERS)))
 
 
 # Histories that go on after the fit.
 
-READERS = [name for name, case in CASES.items() if isinstance(case.make(TEXTS), HistoryReader)]
+
+def reads(model: Recommender) -> bool:
+    """Whether users are known by their histories; of two towers that depends on the one of the user."""
+    return isinstance(model, HistoryReader) and getattr(model, "reads_histories", True)
+
+
+READERS = [name for name, case in CASES.items() if reads(case.make(TEXTS))]
 
 
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
     """(n_users, n_items): scores from histories that are handed over."""
-    if isinstance(model, SASRec | BERT4Rec):
+    if isinstance(model, SASRec | BERT4Rec | TwoTower):
         return model.score_histories(inter.histories())
     times = inter.timestamps.split(inter.user_counts().tolist())
     return model.score_histories(inter.histories(), times)
 
 
 def test_models_that_read_histories_are_known():
-    assert {name.removesuffix("Recent") for name in READERS} == {
-        "ItemKNN", "TfidfContent", "EASE", "MarkovChain", "SASRec", "BERT4Rec"
+    assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
+        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets, run_starts, within_rows
 
-__all__ = ["by_length", "cut_windows", "rows_of", "shuffle_ties"]
+__all__ = ["by_length", "cut_windows", "rows_of", "shuffle_ties", "strictly_before"]
 
 
 def shuffle_ties(events: Interactions, generator: torch.Generator) -> Tensor:
@@ -15,6 +15,13 @@ def shuffle_ties(events: Interactions, generator: torch.Generator) -> Tensor:
     group = run_starts(events.users, events.timestamps).cumsum(0)  # (E,)
     shuffled = torch.randperm(len(group), generator=generator, device=generator.device).to(device)  # (E,)
     return shuffled[group[shuffled].argsort(stable=True)]
+
+
+def strictly_before(events: Interactions) -> Tensor:
+    """How many events of its user came before each event, (E,) int64; those of the same time did not."""
+    opens = run_starts(events.users, events.timestamps)  # (E,) begins a tied group
+    first = opens.nonzero().squeeze(1)[opens.cumsum(0) - 1]  # (E,) the place where the event's group begins
+    return first - offsets(events.user_counts())[events.users]
 
 
 def cut_windows(events: Interactions, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
