@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_lib.devices import seed_generator
-from recsys_lib.negatives import HardestOf, NegativeSampler, other_items
+from recsys_lib.negatives import HardestOf, NegativeSampler, known_columns, other_items
 
 quick = settings(max_examples=30, deadline=None)
 
@@ -174,3 +174,14 @@ def test_other_items_are_any_but_the_target(n_items, k, seed):
     drawn = pairs.view(n_items, n_items)[~torch.eye(n_items, dtype=torch.bool)]
     expected = 200 * k / (n_items - 1)
     assert ((drawn - expected).abs() < 6 * math.sqrt(expected) + 1).all()
+
+
+@quick
+@given(problems, st.integers(0, 99))
+def test_known_columns_are_those_whose_item_the_user_has(problem, seed):
+    n_items, own = problem
+    generator = seed_generator(seed)
+    users = torch.randint(len(own), (5,), generator=generator)
+    items = torch.randint(n_items, (7,), generator=generator)
+    found = known_columns(*csr(own), users, items)
+    assert found.tolist() == [[item in own[user] for item in items.tolist()] for user in users.tolist()]
