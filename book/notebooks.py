@@ -320,8 +320,8 @@ def _number_problems(notebook: NotebookNode) -> list[str]:
             spoken.append(cell.source)
         for claim in [claim for text in spoken for claim in typed_claims(text)]:
             found.append(
-                f"cell {number}: {claim!r} is a measured claim in words; glue the number, or words that the "
-                "run chose, cite its source, or tag the cell toy"
+                f"cell {number}: {claim!r} is a measured claim in words; let the run say it (chapter.say), "
+                "cite its source, or tag the cell toy"
             )
         if cell.cell_type == "code":  # its words may be chosen by the run, its numbers not typed
             spoken += _recorded_words(cell.source)
@@ -334,7 +334,7 @@ def _number_problems(notebook: NotebookNode) -> list[str]:
 
 
 def _recorded_words(source: str) -> list[str]:
-    """The fixed words in what a cell says, or records as a claim or a text."""
+    """The fixed words in what a cell says, or records as a claim."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -344,7 +344,7 @@ def _recorded_words(source: str) -> list[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in {"claim", "say", "says", "text"}
+        and node.func.attr in {"claim", "say", "says"}
     ]
     return [
         inner.value

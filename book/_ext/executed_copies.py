@@ -4,23 +4,19 @@ The committed notebooks hold no outputs. ``book/execute.py`` runs them and keeps
 ``_build/executed``. When Sphinx reads a notebook, this extension hands it the text of the copy instead, so
 that addresses, launch buttons and downloads keep pointing at the committed source.
 
-Five things that an incremental build would get wrong are seen to:
+Four things that an incremental build would get wrong are seen to:
 
 * a copy that is missing, or older than what it was made from, is a warning on every build, not only when the
   page is read again;
 * a page is read again when its copy or its results file changes;
-* a number glued from another page is written again when that other page was read again;
 * every page is written again when the contents, which it shows in its side bar, have changed;
 * a build that was interrupted or had warnings leaves nothing that the next build takes for finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from docutils import nodes
-from myst_nb.ext.glue.utils import PendingGlueReference
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -50,7 +46,6 @@ def results_of(app: Sphinx, docname: str) -> Path:
 
 def check_copies(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
     """Warn of every copy that is missing or stale (``env-before-read-docs``, on every build)."""
-    vars(env)["book_reread"] = set(docnames)
     for docname in sorted(env.found_docs):
         if is_notebook(env, docname) and (reason := stale(env.doc2path(docname), app.srcdir)):
             logger.warning(
@@ -71,33 +66,6 @@ def swap(app: Sphinx, docname: str, source: list[str]) -> None:
         app.env.note_dependency(str(results))
     if copy.is_file():
         source[0] = copy.read_text("utf8")
-
-
-def note_glue(app: Sphinx, doctree: nodes.document) -> None:
-    """Remember from which other pages a page glues (``doctree-read``)."""
-    sources = {node.refdoc for node in doctree.findall(PendingGlueReference)}
-    glued: dict[str, set[str]] = vars(app.env).setdefault("book_glue", {})
-    glued.pop(app.env.docname, None)
-    if sources:
-        glued[app.env.docname] = sources
-
-
-def forget_glue(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    """Forget a page that is gone (``env-purge-doc``)."""
-    vars(env).setdefault("book_glue", {}).pop(docname, None)
-
-
-def merge_glue(app: Sphinx, env: BuildEnvironment, docnames: Iterable[str], other: BuildEnvironment) -> None:
-    """Join what parallel readers found (``env-merge-info``)."""
-    found = vars(other).get("book_glue", {})
-    vars(env).setdefault("book_glue", {}).update({name: found[name] for name in docnames if name in found})
-
-
-def glue_users(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Return the pages to write again because a page that they glue from was read again (``env-updated``)."""
-    reread: set[str] = vars(env).get("book_reread", set())
-    glued: dict[str, set[str]] = vars(env).get("book_glue", {})
-    return [docname for docname, sources in glued.items() if sources & reread and docname in env.found_docs]
 
 
 def contents_changed(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -131,10 +99,6 @@ def setup(app: Sphinx) -> dict[str, bool | int]:
     app.connect("config-inited", begin)
     app.connect("env-before-read-docs", check_copies)
     app.connect("source-read", swap)
-    app.connect("doctree-read", note_glue)
-    app.connect("env-purge-doc", forget_glue)
-    app.connect("env-merge-info", merge_glue)
-    app.connect("env-updated", glue_users)
     app.connect("env-updated", contents_changed)
     app.connect("build-finished", end, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 1}

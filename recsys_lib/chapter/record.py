@@ -1,7 +1,7 @@
 """What a chapter measured, collected while it runs.
 
-In a plain Python process, or where myst-nb is not installed, nothing is glued and everything else works.
-torch is imported by what asks it something, so that the package can be imported without it.
+What is recorded shows nothing by itself, so that a cell may record and say something. torch is imported by
+what asks it something, so that the package can be imported without it.
 """
 
 import importlib.util
@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys_lib.chapter.results import ChapterResults, Claim, Result, page_name, results_dir
+from recsys_lib.chapter.results import ChapterResults, Claim, Result, results_dir
 from recsys_lib.chapter.say import say
-from recsys_lib.chapter.show import figure_style, shell
+from recsys_lib.chapter.show import figure_style
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,6 @@ class Chapter:
         self._start = time.perf_counter()
         self._results: list[Result] = []
         self._numbers: dict[str, float] = {}
-        self._texts: dict[str, str] = {}
         self._claims: list[Claim] = []
         self._headline_numbers: dict[str, bool] = {}
         self._taken: set[str] = set()
@@ -90,8 +89,6 @@ class Chapter:
         seed: int | Sequence[int] | None = None,
     ) -> None:
         """Records one metric of a report, with its 95 % interval where users can be resampled.
-
-        Glues ``name``, ``name_low`` and ``name_high`` (hyphens become underscores).
 
         Args:
             name: of the value, unique in the chapter.
@@ -135,55 +132,21 @@ class Chapter:
             scoreboard=scoreboard,
             deterministic=deterministic,
         )
-        self._claim_names(*result.glued)
+        self._take(name)
         self._results.append(result)
-        for key, number in result.glued.items():
-            _glue(key, number)
 
     def number(self, name: str, value: Any, *, headline: bool = False, deterministic: bool = False) -> None:
-        """Records and glues a plain number: an ``int``, a ``float``, or a scalar of torch or numpy.
+        """Records a number that is of no report: an ``int``, a ``float``, or a scalar of torch or numpy.
 
         Raises:
             ValueError: it is not finite, or the name is malformed or already taken.
             TypeError: it is not a number.
         """
         number = _finite(name, value)
-        self._claim_names(name)
+        self._take(name)
         self._numbers[name] = number
         if headline:
             self._headline_numbers[name] = deterministic
-        _glue(name, number)
-
-    def difference(self, name: str, comparison: "Comparison") -> None:
-        """Records a paired difference and its interval.
-
-        Glues ``name``, ``name_low`` and ``name_high`` (hyphens become underscores).
-
-        Args:
-            name: of the value, unique in the chapter.
-            comparison: what `recsys_lib.evaluation.compare` returned.
-
-        Raises:
-            ValueError: a value is not finite, or the name is malformed or already taken.
-        """
-        values = {name: comparison.mean, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
-        numbers = {key: _finite(key, value) for key, value in values.items()}
-        self._claim_names(*numbers)
-        for key, number in numbers.items():
-            self._numbers[key] = number
-            _glue(key, number)
-
-    def text(self, name: str, value: str) -> None:
-        """Records and glues a word or a phrase that depends on the run, such as the name of the best model.
-
-        Raises:
-            ValueError: it is empty, or the name is malformed or already taken.
-        """
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{name!r}: expected a text that is not empty, got {value!r}")
-        self._claim_names(name)
-        self._texts[name] = value
-        _glue(name, value)
 
     def say(self, text: str) -> None:
         """Shows a sentence that this run writes, as Markdown: ``chapter.say(f"BPR gains {gap:.3f}.")``.
@@ -226,7 +189,7 @@ class Chapter:
             verdict: ``"holds"``, ``"fails"`` or ``"depends"``, where there is no difference.
             evidence: what was measured, made from this run's values.
             condition: when it holds. Always needed with a difference, since another data set may leave it
-                open; it is kept where the verdict is ``"depends"``.
+                open. A claim that holds or fails keeps none: a page would show it beside the verdict.
             difference: decides the verdict: clear and on the stated side, the claim holds; clear and on the
                 other side, it fails; not clear, it depends.
             holds: ``"above"`` or ``"below"``, the side of zero where the claim holds.
@@ -239,7 +202,6 @@ class Chapter:
             raise ValueError(f"claim {id!r}: give a verdict, or a difference that decides it")
         if difference is not None:
             verdict = _verdict(id, difference, holds, condition)
-            condition = condition if verdict == "depends" else ""
         elif holds is not None:
             raise ValueError(f"claim {id!r}: 'holds' is for a difference; the verdict is already stated")
         claim = Claim(
@@ -247,10 +209,10 @@ class Chapter:
             statement=statement,
             verdict=verdict or "",
             evidence=evidence,
-            condition=condition,
+            condition=condition if verdict == "depends" else "",
             chapter=self.name,
         )
-        self._claim_names(f"claim-{id}")
+        self._take(f"claim-{id}")
         self._claims.append(claim)
 
     def finish(self) -> None:
@@ -277,7 +239,6 @@ class Chapter:
             results=self._results,
             numbers=self._numbers,
             headline_numbers=self._headline_numbers,
-            texts=self._texts,
             claims=self._claims,
         )
 
@@ -285,17 +246,14 @@ class Chapter:
         if self._finished:
             raise RuntimeError(f"{self.name} has finished; make a new Chapter to record more")
 
-    def _claim_names(self, *names: str) -> None:
-        """Takes the names as a glued text will spell them, all or none."""
+    def _take(self, name: str) -> None:
+        """Takes a name for one value or claim."""
         self._open()
-        for name in names:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name: use lower-case letters, digits and single hyphens")
-        keys = {page_name(name) for name in names}
-        taken = sorted(keys & self._taken)
-        if taken:
-            raise ValueError(f"{taken[0]!r} has been recorded before; every name stands for one value")
-        self._taken |= keys
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name: use lower-case letters, digits and single hyphens")
+        if name in self._taken:
+            raise ValueError(f"{name!r} has been recorded before; every name stands for one value")
+        self._taken.add(name)
 
 
 def _verdict(id: str, difference: "Comparison", holds: str | None, condition: str) -> str:
@@ -326,14 +284,6 @@ def _finite(name: str, value: Any) -> int | float:
     if not math.isfinite(number):
         raise ValueError(f"{name!r} is {number}; a result that is not finite cannot be recorded")
     return number
-
-
-def _glue(name: str, value: float | str) -> None:
-    """Hands a value to the page under its name, where there is a page."""
-    if shell() is not None and importlib.util.find_spec("myst_nb"):
-        from myst_nb import glue
-
-        glue(page_name(name), value, display=False)
 
 
 def _hardware(device: "torch.device") -> str:

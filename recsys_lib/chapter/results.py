@@ -27,7 +27,6 @@ __all__ = [
     "Headline",
     "Result",
     "ResultsError",
-    "page_name",
     "read_all",
     "recorded",
     "results_dir",
@@ -97,13 +96,6 @@ class Result:
         if (self.low is None) != (self.high is None):
             raise ResultsError(f"{where}its interval has one end only")
 
-    @property
-    def glued(self) -> dict[str, float]:
-        """What a page can show of it: the value, and the ends of its interval."""
-        if self.low is None or self.high is None:
-            return {self.name: self.value}
-        return {self.name: self.value, f"{self.name}-low": self.low, f"{self.name}-high": self.high}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
@@ -160,7 +152,6 @@ class ChapterResults:
         numbers: plain numbers, by name.
         headline_numbers: those of the numbers that are held against accepted bands, with whether no random
             number was drawn.
-        texts: words that depend on the run, by name.
         claims: what the chapter found.
         more: fields that are not known here.
 
@@ -180,7 +171,6 @@ class ChapterResults:
     results: Sequence[Result]
     numbers: Mapping[str, float]
     headline_numbers: Mapping[str, bool]
-    texts: Mapping[str, str]
     claims: Sequence[Claim]
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -193,8 +183,7 @@ class ChapterResults:
         _check_each(self, "versions", _is_text, "a text")
         _check_each(self, "numbers", _is_number, "a finite number")
         _check_each(self, "headline_numbers", _is_flag, "true or false")
-        _check_each(self, "texts", _is_word, "a text that is not empty")
-        if twice := _repeated(name for name, _ in self._glued()):
+        if twice := _repeated([*(row.name for row in self.results), *self.numbers]):
             raise ResultsError(f"the name {twice!r} stands for more than one value")
         if twice := _repeated(claim.id for claim in self.claims):
             raise ResultsError(f"the claim {twice!r} is made more than once")
@@ -213,16 +202,6 @@ class ChapterResults:
             for name, deterministic in self.headline_numbers.items()
         }
         return rows | numbers
-
-    @property
-    def glued(self) -> dict[str, float | str]:
-        """Every value that a page can show, by the name that it is glued under."""
-        return dict(self._glued())
-
-    def _glued(self) -> list[tuple[str, float | str]]:
-        pairs: list[tuple[str, float | str]] = [pair for row in self.results for pair in row.glued.items()]
-        pairs += [*self.numbers.items(), *self.texts.items()]
-        return [(page_name(name), value) for name, value in pairs]
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -299,11 +278,6 @@ class ChapterResults:
         with write_whole(path) as part:
             part.write_text(text, encoding="utf8")
         return path
-
-
-def page_name(name: str) -> str:
-    """A recorded name as a page spells it: hyphens become underscores."""
-    return name.replace("-", "_")
 
 
 def results_dir() -> Path:

@@ -25,7 +25,7 @@ RECORD = """
 import json, os, pathlib
 facts = {"title": "", "dataset": "100k", "seed": 0, "device": "cpu", "hardware": "cpu: x", "seconds": 0.1}
 facts |= {"peak_memory_mb": None, "versions": {"torch": "1"}, "results": [], "numbers": {}}
-facts |= {"headline_numbers": {}, "texts": {}, "claims": []}
+facts |= {"headline_numbers": {}, "claims": []}
 record = {"chapter": %r, **facts} | %s
 pathlib.Path(os.environ["RECSYS_RESULTS"], record["chapter"] + ".json").write_text(json.dumps(record))
 """

@@ -60,7 +60,7 @@ parts:
 
 RECORDED = {
     "title": "", "dataset": "100k", "seed": 7, "device": "cpu", "hardware": "cpu: x", "seconds": 190.0,
-    "peak_memory_mb": None, "versions": {}, "results": [], "numbers": {}, "headline_numbers": {}, "texts": {},
+    "peak_memory_mb": None, "versions": {}, "results": [], "numbers": {}, "headline_numbers": {},
     "claims": [],
 }  # fmt: skip
 
@@ -76,12 +76,6 @@ def markdown(text: str, *tags: str) -> dict[str, Any]:
 def code(source: str, outputs: list[dict[str, Any]], **metadata: Any) -> dict[str, Any]:
     cell = {"cell_type": "code", "metadata": metadata, "source": source, "execution_count": 1}
     return {**cell, "outputs": outputs}
-
-
-def glued(name: str, value: float) -> dict[str, Any]:
-    metadata = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
-    data = {"application/papermill.record/text/plain": repr(value)}
-    return {"output_type": "display_data", "data": data, "metadata": metadata}
 
 
 def said(*texts: str, tags: tuple[str, ...] = ("say", "remove-input")) -> dict[str, Any]:
@@ -165,11 +159,10 @@ class Book:
         ]  # fmt: skip
         cells = [
             markdown("# 1. First\n\nText."),
-            code("glue('value', value)", [glued("value", value)]),
             code("show()", [{"output_type": "stream", "name": "stdout", "text": f"executed {value}\n"}]),
             figure("fig-a"),
             figure("fig-b"),
-            markdown("Here {glue:text}`value:.2f`, see {numref}`fig-b`. $$ a $$"),
+            markdown("Here, see {numref}`fig-b`. $$ a $$"),
         ]
         self.notebook("01_first", cells, {"claims": claims})
 
@@ -178,7 +171,6 @@ class Book:
         cells = [
             markdown(f"# 4. Second\n\nIntroduced.\n\n{colab}"),
             figure("fig-c"),
-            markdown("There {glue:text}`../notebooks/01_first.ipynb::value:.2f`."),
             said(
                 f"It gains **+0.5**, $x^2$: {PAPER}, [the figure](#fig-c), [that](01_first.ipynb#fig-b).\n\n"
                 "| a |\n|---|\n| b |",
@@ -255,11 +247,6 @@ def test_page_shows_the_copy_and_offers_the_source(built: Book) -> None:
     download = built.html / "_sources" / "notebooks" / "01_first.ipynb"
     assert download.read_bytes() == (built.folder / "notebooks" / "01_first.ipynb").read_bytes()
     assert "executed 0.25" not in download.read_text("utf8")
-
-
-def test_numbers_are_glued_on_their_page_and_on_others(built: Book) -> None:
-    assert "Here 0.25" in built.page("notebooks/01_first").get_text()
-    assert "There 0.25" in built.page("notebooks/04_second").get_text()
 
 
 def test_card_follows_the_title(built: Book) -> None:
@@ -445,8 +432,7 @@ def test_only_what_changed_is_done_again(book: Book) -> None:
     os.utime(book.folder / "notebooks" / "01_first.ipynb", (0, 0))  # only what was made from it is newer
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Here 0.75" in book.page("notebooks/01_first").get_text()
-    assert "There 0.75" in book.page("notebooks/04_second").get_text()
+    assert "executed 0.75" in book.page("notebooks/01_first").get_text()
     assert "fails" in book.page("book/claims").select_one(".verdict").get_text()
     assert "book/index" not in done.stdout.split("writing output")[-1]
 
@@ -545,9 +531,9 @@ def test_what_a_plain_chapter_gets_wrong_fails(book: Book) -> None:
     done = book.build()
     assert done.returncode != 0
     for sign in (
-        "cell 15: https://doi.org/10.1/unknown leads to a paper",
-        "cell 16: https://arxiv.org/abs/9999.1 leads to a paper",
-        "cell 17: a cell that calls chapter.say shows something else",
+        "cell 14: https://doi.org/10.1/unknown leads to a paper",
+        "cell 15: https://arxiv.org/abs/9999.1 leads to a paper",
+        "cell 16: a cell that calls chapter.say shows something else",
         "fig-none",
         "term-none",
         "https://doi.org/10.1/page leads to a paper",

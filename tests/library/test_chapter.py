@@ -57,7 +57,6 @@ def test_everything_recorded_is_written(chapter, tmp_path):
     chapter.record("coverage", report(), "coverage@10", **facts, seed=[0, 1])
     chapter.number("gain", torch.tensor(0.25), headline=True, deterministic=True)
     chapter.number("users", np.int64(942))
-    chapter.text("winner", "EASE")
     chapter.claim("a-beats-b", "A beats B.", "depends", "by a lot", "on this data")
     result = written(chapter, tmp_path)
     first, second = result["results"]
@@ -69,7 +68,6 @@ def test_everything_recorded_is_written(chapter, tmp_path):
     assert (second["low"], second["high"], second["seed"]) == (None, None, [0, 1])
     assert result["numbers"] == {"gain": 0.25, "users": 942}
     assert result["headline_numbers"] == {"gain": True}
-    assert result["texts"] == {"winner": "EASE"}
     assert result["claims"] == [
         {"id": "a-beats-b", "statement": "A beats B.", "verdict": "depends", "evidence": "by a lot",
          "condition": "on this data", "chapter": "04_bpr"}
@@ -109,28 +107,14 @@ def test_what_is_no_number_is_refused(chapter, bad):
 
 def test_a_name_stands_for_one_value(chapter):
     chapter.record("bpr", report(), model="m", family="f")
-    for again in ("bpr", "bpr-low", "bpr_high"):
-        with pytest.raises(ValueError, match="recorded before"):
-            chapter.number(again, 1.0)
+    with pytest.raises(ValueError, match="'bpr' has been recorded before"):
+        chapter.number("bpr", 1.0)
     chapter.number("a-b", 1)
-    with pytest.raises(ValueError, match="recorded before"):
-        chapter.text("a_b", "word")  # glued under the same name
+    with pytest.raises(ValueError, match="'a-b' has been recorded before"):
+        chapter.record("a-b", report(), model="m", family="f")
     chapter.claim("x", "A.", "holds", "b")
     with pytest.raises(ValueError, match="recorded before"):
         chapter.claim("x", "B.", "holds", "b")
-
-
-def test_a_difference_is_three_numbers(chapter, tmp_path):
-    gap = Comparison(mean=0.02, low=0.01, high=0.03, p_value=0.001, n=9, std=0.1)
-    chapter.difference("bpr-gain", gap)
-    with pytest.raises(ValueError, match="recorded before"):
-        chapter.number("bpr_gain_low", 1.0)
-    with pytest.raises(ValueError, match="is nan"):
-        chapter.difference("other", gap._replace(high=math.nan))
-    chapter.number("other", 1.0)  # what was refused took no name
-    chapter.finish()
-    numbers = json.loads((tmp_path / "04_bpr.json").read_text())["numbers"]
-    assert numbers == {"bpr-gain": 0.02, "bpr-gain_low": 0.01, "bpr-gain_high": 0.03, "other": 1.0}
 
 
 @pytest.mark.parametrize("name", ["", "Bpr", "a b", "a::b", "1st", "a--b", "a/b", "ä", "a-"])
@@ -173,6 +157,14 @@ def test_a_difference_decides_a_claim(chapter, tmp_path, difference, holds, verd
     (claim,) = written(chapter, tmp_path)["claims"]
     assert claim["verdict"] == verdict
     assert claim["condition"] == ("more users tell" if verdict == "depends" else "")
+
+
+@pytest.mark.parametrize("verdict", ["holds", "fails", "depends"])
+def test_a_condition_stands_beside_no_other_verdict_than_depends(chapter, tmp_path, verdict):
+    """Also where the verdict is stated, as a chapter does that found it in several differences."""
+    chapter.claim("c", "S.", verdict, evidence="e", condition="on the data")
+    (claim,) = written(chapter, tmp_path)["claims"]
+    assert (claim["verdict"], claim["condition"]) == (verdict, "on the data" if verdict == "depends" else "")
 
 
 @pytest.mark.parametrize(
@@ -234,11 +226,6 @@ def test_what_could_not_be_meant_is_not_said(chapter, text, message):
 def test_only_a_text_is_said(chapter):
     with pytest.raises(TypeError, match="expected a text"):
         chapter.say(0.5)
-
-
-def test_an_empty_text_is_refused(chapter):
-    with pytest.raises(ValueError, match="not empty"):
-        chapter.text("winner", " ")
 
 
 def test_an_unknown_metric_is_named(chapter):
@@ -462,7 +449,7 @@ def test_what_has_no_source_is_refused():
         show_source(len)
 
 
-def test_in_a_notebook_values_are_glued_and_source_is_markdown():
+def test_in_a_notebook_recording_shows_nothing_and_source_is_markdown():
     """One shell of its own, since a shell stays with its process."""
     code = textwrap.dedent(
         """
@@ -475,7 +462,6 @@ def test_in_a_notebook_values_are_glued_and_source_is_markdown():
             from recsys_lib.chapter import *
             chapter = Chapter("01_x", dataset="d", seed=0, device="cpu")
             chapter.number("a-b", 0.5)
-            chapter.text("word", "<b>EASE</b>")
             from recsys_lib.losses import bpr_loss
             show_source(bpr_loss)
             chapter.say("**Gain** of -0.5.")
@@ -486,9 +472,7 @@ def test_in_a_notebook_values_are_glued_and_source_is_markdown():
         """
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    (number, word, source, said), formats, options = json.loads(run.stdout.splitlines()[-1])
-    assert number == {"application/papermill.record/text/plain": "0.5"}
-    assert word == {"application/papermill.record/text/plain": "'<b>EASE</b>'"}
+    (source, said), formats, options = json.loads(run.stdout.splitlines()[-1])
     assert source["text/markdown"].startswith("`recsys_lib/losses.py, lines ")
     assert "\n```python\ndef bpr_loss(" in source["text/markdown"]
     assert said == {"text/markdown": "**Gain** of −0.5.", "text/plain": "**Gain** of −0.5."}

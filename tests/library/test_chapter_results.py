@@ -12,7 +12,6 @@ from recsys_lib.chapter.results import (
     Claim,
     Headline,
     ResultsError,
-    page_name,
     read_all,
     recorded,
 )
@@ -48,7 +47,6 @@ FILE = {
     "results": [ROW, BARE],
     "numbers": {"users": 942, "gain": 0.25, "gain_low": -1e-300},
     "headline_numbers": {"gain": True},
-    "texts": {"winner": "EASE"},
     "claims": [CLAIM],
 }
 
@@ -101,14 +99,6 @@ def test_chapters_are_in_the_order_of_their_names(tmp_path):
 def test_headlines_are_what_was_marked():
     results = ChapterResults.from_json(FILE)
     assert results.headlines == {"bpr": Headline(0.07, False), "gain": Headline(0.25, True)}
-
-
-def test_a_page_can_show_values_intervals_numbers_and_texts():
-    assert ChapterResults.from_json(FILE).glued == {
-        "bpr": 0.07, "bpr_low": 0.06, "bpr_high": 0.08, "most_popular": 0.07, "users": 942, "gain": 0.25,
-        "gain_low": -1e-300, "winner": "EASE",
-    }  # fmt: skip
-    assert page_name("a-b_c") == "a_b_c"
 
 
 def test_fields_that_are_not_known_are_kept(tmp_path):
@@ -196,10 +186,7 @@ WRONG = [
     ({"numbers": {"gain": "0.25"}}, "numbers: 'gain' is '0.25', not a finite number"),
     ({"headline_numbers": {"gain": 1}}, "headline_numbers: 'gain' is 1, not true or false"),
     ({"headline_numbers": {"other": True}}, "headline_numbers: 'other' is not one of the numbers"),
-    ({"texts": {"winner": ""}}, "texts: 'winner' is '', not a text that is not empty"),
-    ({"texts": {"winner": 3}}, "texts: 'winner' is 3, not a text that is not empty"),
-    ({"texts": {"users": "many"}}, "the name 'users' stands for more than one value"),
-    ({"texts": {"bpr_low": "low"}}, "the name 'bpr_low' stands for more than one value"),
+    ({"numbers": {"bpr": 1}}, "the name 'bpr' stands for more than one value"),
     ({"results": {}}, "results is {}, not a list"),
     ({"results": [1]}, r"results\[0\] is 1, not an object"),
     ({"results": [ROW, ROW]}, "the name 'bpr' stands for more than one value"),

@@ -45,7 +45,7 @@ def record(value=0.1, **more):
     made = {
         "chapter": "01_a", "title": "A", "dataset": "100k", "seed": 0, "device": "cpu", "hardware": "cpu: x",
         "seconds": 1.0, "peak_memory_mb": None, "versions": {}, "results": [row | more, other],
-        "numbers": {"rmse": 0.9, "users": 942}, "headline_numbers": {"rmse": False}, "texts": {},
+        "numbers": {"rmse": 0.9, "users": 942}, "headline_numbers": {"rmse": False},
         "claims": [],
     }  # fmt: skip
     return {"01_a": ChapterResults.from_json(made)}
