@@ -233,25 +233,35 @@ class Experiment:
         chosen = pairs or tuple((name, best) for name in others)
         found = {f"{a} \N{MINUS SIGN} {b}": self.gap(a, b) for a, b in chosen}
         rows = {name: [gap.mean, gap.low, gap.high, gap.p_value] for name, gap in found.items()}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "p"])
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "p"])
+        return table.rename_axis(columns="difference")
 
     def table(self) -> pd.DataFrame:
-        """A row a contender, best first: the metric and its interval, validation, seconds, the choice."""
+        """A row a contender, best first: the metric and its interval, validation, seconds, the choice.
+
+        What the rows are stands over them: it is the name of the columns, since pandas writes the name of an
+        index into a line of its own. A long choice is better read in ``choices``.
+        """
         rows = {}
         for name in self.ranked():
             contender, report = self[name], self.report(name)
             low, high = report.interval(self.metric)
             tuning = contender.tuning
-            chosen = {key: value for key, value in contender.best.items() if key in contender.space}
             rows[name] = {
                 self.metric: report.metrics[self.metric],
                 "low": low,
                 "high": high,
                 "on validation": None if tuning is None else tuning.trials[tuning.metric].max(),
                 "fit seconds": contender.fit_seconds,
-                "chosen": ", ".join(f"{key} {value}" for key, value in chosen.items()),
+                "chosen": ", ".join(f"{key} {value}" for key, value in _chosen(contender).items()),
             }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="model")
+
+    def choices(self) -> pd.DataFrame:
+        """The chosen options, a row a contender with something to search and a column an option, as texts."""
+        rows = {name: _chosen(self[name]) for name in self.ranked()}
+        searched = {name: chosen for name, chosen in rows.items() if chosen}
+        return pd.DataFrame.from_dict(searched, orient="index").fillna("").rename_axis(columns="model")
 
     def edges(self) -> dict[str, list[str]]:
         """Options whose best value lies at an end of their grid: there the grid may be too narrow.
@@ -309,3 +319,13 @@ class Experiment:
             "seed": seeds[0] if seeds and len(seeds) == 1 else seeds,
         }
         chapter.record(slug + suffix, self.report(name), self.metric, **(defaults | options))
+
+
+def _chosen(contender: Contender) -> dict[str, str]:
+    """What the search chose, in as few letters as say it: 0.3, not 0.30000000000000004."""
+    best = contender.best
+    return {
+        key: f"{best[key]:g}" if isinstance(best[key], float) else str(best[key])
+        for key in contender.space
+        if key in best
+    }

@@ -1,5 +1,7 @@
 """The experiment: what it chooses, fits and measures, against doing the same by hand."""
 
+import re
+
 import matplotlib as mpl
 import pandas as pd
 import pytest
@@ -82,7 +84,7 @@ def test_the_table_the_gaps_and_the_figure(done):
     assert list(table.index) == done.ranked()
     assert (table["low"] <= table["ndcg@10"]).all()
     assert (table["ndcg@10"] <= table["high"]).all()
-    assert table.loc["EASE", "chosen"] == f"l2 {done['EASE'].best['l2']}"
+    assert table.loc["EASE", "chosen"] == f"l2 {done['EASE'].best['l2']:g}"
     assert table.loc["popularity", "chosen"] == ""
     gaps = done.gaps(("EASE", "popularity"))
     assert gaps.loc["EASE − popularity", "mean"] == pytest.approx(done.gap("EASE", "popularity").mean)
@@ -90,6 +92,36 @@ def test_the_table_the_gaps_and_the_figure(done):
     ax = done.plot()
     assert [label.get_text() for label in ax.get_yticklabels()] == done.ranked()
     assert ax.get_xlabel() == "NDCG@10"
+
+
+def test_a_table_says_what_its_rows_are_in_one_line_of_headings(done):
+    for shown, name in ((done.table().round(3), "model"), (done.gaps(), "difference")):
+        head = re.search("<thead>(.*?)</thead>", shown.to_html(), re.DOTALL)[1]
+        assert head.count("<tr") == 1
+        assert re.findall("<th>(.*?)</th>", head) == [name, *shown.columns]
+
+
+def test_what_was_chosen_is_short_and_shown_whole(split):
+    """pandas cuts texts of 50 characters or more: many options have a table of their own."""
+    options = {"l2": [0.1 + 0.2], "learning_rate": [0.1 * 0.3], "epochs": [2], "negatives": ["uniform"]}
+    trial = Experiment(split, budget=2, device="cpu", progress=False)
+    trial.add("BPR", BPR, options, family="factors", seeds=1, dim=4)
+    trial.add("EASE", EASE, GRID, family="linear").add("popularity", Popularity, family="counting").run()
+    # as a search that was done elsewhere may have found it
+    trial["BPR"].tuning.best.update(l2=0.1 + 0.2, learning_rate=0.1 * 0.3, epochs=2, negatives="uniform")
+    chosen = trial.table().loc["BPR", "chosen"]
+    assert chosen == "l2 0.3, learning_rate 0.03, epochs 2, negatives uniform"
+    choices = trial.choices()
+    assert dict(choices.loc["BPR"]) == {
+        "l2": "0.3",
+        "learning_rate": "0.03",
+        "epochs": "2",
+        "negatives": "uniform",
+    }
+    assert list(choices.loc["EASE", ["learning_rate", "epochs", "negatives"]]) == ["", "", ""]
+    assert sorted(choices.index) == ["BPR", "EASE"]  # popularity has nothing to choose
+    assert choices.columns.name == "model"
+    assert "..." not in choices.to_html()
 
 
 def test_a_best_value_at_the_end_of_its_grid_is_pointed_out(done):
