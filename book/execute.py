@@ -7,7 +7,8 @@ the sign of a finished run, and whatever interrupts a run leaves nothing that a 
 
 A copy also names the hash of each thing that it was made from: the notebook, what its code depends on in
 ``recsys_lib`` (the pinned data sets among it), the locked versions, and for a notebook that reads other
-chapters' results, those results. A change of prose alone is carried into the copy without a run.
+chapters' results, those results. A change of prose alone is carried into the copy without a run, in Markdown
+cells and in what ``chapter.say`` shows.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from book.dependencies import Package
+from book.words import reworded, without_words
 from recsys_lib.chapter.results import ChapterResults, ResultsError
 from recsys_lib.files import write_whole
 
@@ -123,7 +125,7 @@ def inputs(path: Path, layout: Layout, package: Package) -> dict[str, str]:
     lock = layout.root / "requirements.lock"
     found = {
         "runner": f"{LAYOUT}, Python {sys.version_info.major}.{sys.version_info.minor}",
-        "code": digest(json.dumps(cells)),
+        "code": digest(json.dumps([without_words(cell) for cell in cells])),
         "text": digest(path.read_bytes()),
         "requirements.lock": digest(lock.read_bytes()) if lock.exists() else "missing",
     }
@@ -428,7 +430,10 @@ def refresh(path: Path, layout: Layout, package: Package) -> bool:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             done = outputs.pop(0)
-            cell["outputs"], cell["execution_count"] = done["outputs"], done["execution_count"]
+            said = reworded(done["outputs"], "".join(done["source"]), "".join(cell["source"]))
+            if said is None:
+                return False
+            cell["outputs"], cell["execution_count"] = said, done["execution_count"]
     own = notebook["metadata"].get("recsys_book", {})
     made |= {**own, "inputs": now, "hash": digest(json.dumps(now, sort_keys=True))}
     notebook["metadata"] = {**executed["metadata"], "recsys_book": made}

@@ -12,13 +12,13 @@ from recsys_lib.chapter.show import shell
 __all__ = ["prose", "say"]
 
 # What is not prose: code, formulas, and where links lead.
-_NOT_PROSE = re.compile(
+NOT_PROSE = re.compile(
     r"(`+).*?\1|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)\s]*\)|<https?:[^>]*>|https?://\S+", re.DOTALL
 )
 _FIELD = re.compile(r"\{[^{}]*\}")
 _NOT_FINITE = re.compile(r"(?<!\w)[-+−]?(?:nan|inf)(?!\w)")
 _UNFORMATTED = re.compile(r"\d\.\d{9,}")
-_SIGNED = re.compile(r"(?<![\w.\-−)\]])-(\d[\d,]*(?:\.\d+)?|\.\d+)(?!\w)")
+_SIGNED = re.compile(r"(?<![\w.\-−)\]])-(\d[\d,]*(?:\.\d+)?|\.\d+)(?!\w|[.,]\d)")
 
 
 def say(text: str) -> None:
@@ -56,7 +56,7 @@ def prose(text: str) -> str:
     text = inspect.cleandoc(text)
     if not text.strip():
         raise ValueError("there is nothing to say: the text is empty")
-    words = _NOT_PROSE.sub(" ", text)
+    words = NOT_PROSE.sub(" ", text)
     if field := _FIELD.search(words):
         raise ValueError(
             f"{field[0]!r} would be shown as it is; put an f before the quotes, and code or LaTeX between "
@@ -69,7 +69,7 @@ def prose(text: str) -> str:
     if wrong := _UNFORMATTED.search(words):
         raise ValueError(f"format the number, as in f'{{x:.3f}}': ...{_around(words, wrong)}...")
     parts, end = [], 0
-    for other in _NOT_PROSE.finditer(text):
+    for other in NOT_PROSE.finditer(text):
         parts += [_SIGNED.sub(_minus, text[end : other.start()]), other[0]]
         end = other.end()
     return "".join([*parts, _SIGNED.sub(_minus, text[end:])])

@@ -212,6 +212,32 @@ def test_a_change_of_prose_is_carried_over_without_a_run(book):
     assert (after.date, after.seconds) == (before.date, before.seconds)
 
 
+SAYS = """
+from IPython.display import display
+class chapter:
+    def say(text): display({"text/markdown": text, "text/plain": text}, raw=True)
+print("run anew")
+"""
+
+
+def test_new_words_around_the_same_values_need_no_run(book):
+    def say(text):
+        add(book, "01_a", SAYS, f"share = 1 / 8\nchapter.say(f{text!r})", title="First")
+        done = run(book, "--only", "01_a", check=0)
+        copy = nbformat.read(copy_of(book, "01_a"), as_version=4)
+        return started(done), copy.cells[2].source, copy.cells[2].outputs[0].data["text/markdown"]
+
+    assert say("It is {share:.3f}.")[::2] == (["01_a"], "It is 0.125.")
+    source = "share = 1 / 8\nchapter.say(f'An eighth: {share:.3f}')"
+    assert say("An eighth: {share:.3f}") == ([], source, "An eighth: 0.125")
+    assert stale(book / "notebooks" / "01_a.ipynb") is None
+    assert say("An eighth: {share:.1%}")[::2] == (["01_a"], "An eighth: 12.5%")
+    assert say("{share:.1%} or {share}")[::2] == (["01_a"], "12.5% or 0.125")
+    # words that a run would refuse are left to a run
+    add(book, "01_a", SAYS, "share = 1 / 8\nchapter.say(f'{share:.1%} or {share}, {{x}}')", title="First")
+    assert started(run(book, "--only", "01_a", check=0)) == ["01_a"]
+
+
 def test_a_chapter_alone(book):
     assert started(run(book, "--only", "01_a", "--force", check=0)) == ["01_a"]
     done = run(book, "--only", "01", check=1)

@@ -193,6 +193,7 @@ def test_a_claim_that_nothing_decides_is_refused(chapter, arguments, message):
         (f"It is {-0.0123:.3f}.", "It is −0.012."),
         (f"It is {-0.00001:.3f} or {-0.0:.0%}.", "It is 0.000 or 0%."),
         ("[-0.01, -.02] and (-1,234.5)", "[−0.01, −.02] and (−1,234.5)"),
+        ("(-0.5x, -0.0x, -0,5x)", "(-0.5x, -0.0x, -0,5x)"),  # a part of a number is none
         ("| a |\n|---|\n| -0.5 % |", "| a |\n|---|\n| −0.5 % |"),
         ("`x[-1]`, $x_{-1}$, $$-0.5$$", "`x[-1]`, $x_{-1}$, $$-0.5$$"),
         ("[a](https://a.org/x-1/-2) 2020-01-02, k-1", "[a](https://a.org/x-1/-2) 2020-01-02, k-1"),
