@@ -3,7 +3,7 @@
 In the text of a page, before it is written:
 
 * each line of code is an element of its own, so that a line which is too long is broken below its own indent;
-* the empty corner of a table is no heading;
+* the empty corner of a table is no heading, and a negative number in a cell has a true minus sign;
 * a folded cell is called what its summary says;
 * the entries of the bibliography are items of their list.
 
@@ -24,6 +24,7 @@ from sphinx.application import Sphinx
 
 _CODE = re.compile(r'(<div class="highlight"><pre>(?:<span></span>)?)(.*?)(</pre>)', re.DOTALL)
 _EMPTY_HEADING = re.compile(r"<th((?: [^>]*)?)>\s*(?:<p>\s*</p>\s*)?</th>")
+_NEGATIVE = re.compile(r"(<td(?: [^>]*)?>)-(?=[\d.][\d.,]*(?:e[-+]?\d+)?</td>)")
 _SEARCH = '<button class="btn search-button-field search-button__button pst-js-only"'
 _FRAME = (
     # the book's name stands beside the navigation, which alone is a landmark
@@ -64,6 +65,7 @@ def readable(body: str) -> str:
     """Return the text of a page with its code, data frames and bibliography mended."""
     body = _CODE.sub(code_lines, body)
     body = _EMPTY_HEADING.sub(r"<td\1></td>", body)
+    body = _NEGATIVE.sub("\\1\N{MINUS SIGN}", body)
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     return body.replace('role="doc-biblioentry"', 'role="listitem"')
 

@@ -787,6 +787,9 @@ def test_code_is_made_of_lines() -> None:
         ('<summary aria-label="Toggle hidden content"><p>Show</p>', "<summary><p>Show</p>"),
         ('<div role="doc-biblioentry">', '<div role="listitem">'),
         ("<thead></thead>", "<thead></thead>"),
+        ("<td>-0.0020</td>", "<td>\N{MINUS SIGN}0.0020</td>"),
+        ('<td class="x">-1e-05</td>', '<td class="x">\N{MINUS SIGN}1e-05</td>'),
+        ("<td>-x, -1</td><p>-1</p>", "<td>-x, -1</td><p>-1</p>"),
     ],
 )
 def test_markup_is_mended(wrong: str, right: str) -> None:
