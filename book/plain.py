@@ -30,6 +30,8 @@ BOXES = {
 }
 EXERCISE, SOLUTION = "exercise", "solution"
 EXERCISE_HEADING = re.compile(r"### Exercise: (?P<title>\S.*)")
+# How hard an exercise is, said first in its text.
+GRADE = re.compile(r"\*(?:Easy|Medium|Hard)\.\* ")
 SOLUTION_HEADING = re.compile(r"### Solution\b.*")
 
 # The last line of a chapter's first cell. The book has its own button, and leaves the line out.
@@ -165,6 +167,8 @@ def heading_problems(source: str, tags: list[str]) -> list[str]:
     """What keeps the book from dressing a Markdown cell as its tags say."""
     if EXERCISE in tags and not EXERCISE_HEADING.match(source):
         return ["an exercise starts with the heading '### Exercise: Its title'"]
+    if EXERCISE in tags and not GRADE.match(_below_heading(source).lstrip()):
+        return ["an exercise says how hard it is: its text starts with *Easy.*, *Medium.* or *Hard.*"]
     if {EXERCISE, SOLUTION, *BOXES} & set(tags) and _HEADING.search(_below_heading(source)):
         return ["a heading in the middle of a box; start another cell, or make it bold"]
     return []

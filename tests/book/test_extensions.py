@@ -179,11 +179,11 @@ class Book:
             markdown("### What do you expect?\n\nWhich wins?", "guess"),
             markdown("## What goes wrong\n\nSorting.", "mistake"),
             markdown("By hand: 0.5.", "toy"),
-            markdown("### Exercise: Add *one*\n\nTo two.", "exercise"),
+            markdown("### Exercise: Add *one*\n\n*Easy.* To two.", "exercise"),
             markdown("### Solution\n\nThree.", "solution"),
             code("2 + 1", [], tags=["solution"]),
             said("It is 3.", tags=("solution", "say", "remove-input")),
-            markdown("### Exercise: Again\n\nTo four.", "exercise"),
+            markdown("### Exercise: Again\n\n*Hard.* To four.", "exercise"),
             markdown("### Solution\n\nFive.", "solution"),
             markdown("## Sources\n\nThe [exercise](#exercise-again)."),
             *more,
@@ -618,7 +618,7 @@ def test_chapter_numbers() -> None:
 
 def test_a_solution_may_be_the_last_thing_or_the_first() -> None:
     solution = markdown("### Solution\n\nSo.", "solution")
-    cells, problems = dressed([markdown("### Exercise: A\n\nDo.", "exercise"), solution])
+    cells, problems = dressed([markdown("### Exercise: A\n\n*Easy.* Do.", "exercise"), solution])
     assert problems == []
     assert [cell["source"].split()[0] for cell in cells] == [
         "::::{exercise}",

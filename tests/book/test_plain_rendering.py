@@ -103,7 +103,7 @@ def test_a_plain_chapter_is_let_through(browser: Browser, tmp_path: Path) -> Non
     cells = notebook(
         ("# T\n\n$x_1 < \\mathbf{p}_u$ and\n\n$$\n\\begin{aligned}a &= b\\end{aligned}\n$$", []),
         ("| a | b |\n|---|---|\n| $x$ | `{glue}` |", []),
-        ("### Exercise: T\n\nDo.", ["exercise"]),
+        ("### Exercise: T\n\n*Easy.* Do.", ["exercise"]),
         ("### Solution\n\nSo.", ["solution"]),
         ("And so.", ["solution"]),
     )

@@ -80,10 +80,12 @@ def test_plain_markdown_is_let_through(text):
 @pytest.mark.parametrize(
     ("source", "tags", "good"),
     [
-        ("### Exercise: T\n\nDo.", ["exercise"], True),
+        ("### Exercise: T\n\n*Easy.* Do.", ["exercise"], True),
+        ("### Exercise: T\n\nDo.", ["exercise"], False),
+        ("### Exercise: T\n\nDo. *Easy.*", ["exercise"], False),
         ("## Exercise", ["exercise"], False),
-        ("### Exercise: T\n\n```python\n# a comment\n```", ["exercise"], True),
-        ("### Exercise: T\n\n#### Hint", ["exercise"], False),
+        ("### Exercise: T\n\n*Hard.* Do.\n\n```python\n# a comment\n```", ["exercise"], True),
+        ("### Exercise: T\n\n*Hard.* Do.\n\n#### Hint", ["exercise"], False),
         ("### A guess\n\nWhich?", ["guess"], True),
         ("Which?\n\n## Next", ["guess"], False),
         ("One\n\n## Two", [], True),
