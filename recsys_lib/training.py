@@ -123,6 +123,7 @@ def train(
     *,
     epochs: int,
     learning_rate: float,
+    slower: Iterable[tuple[nn.Module, float]] = (),
     validation: Validation | None = None,
     max_seconds: float | None = None,
     name: str = "training",
@@ -137,6 +138,7 @@ def train(
         losses: called once an epoch; its losses are taken one at a time, each after the step before.
         epochs: passes, at most.
         learning_rate: of Adam (Kingma and Ba 2015).
+        slower: parts of the module with a learning rate of their own, such as one that was trained before.
         validation: with it training stops early, and the state of the best look is restored.
         max_seconds: when to stop; a last look is taken then. None sets no limit.
         name: of what is trained, for the bar and the errors.
@@ -151,7 +153,11 @@ def train(
     """
     parameters = list(module.parameters())
     device = parameters[0].device
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=device.type != "mps")
+    parts = [(list(part.parameters()), rate) for part, rate in slower]
+    apart = {id(parameter) for part, _ in parts for parameter in part}
+    parts.append(([p for p in parameters if id(p) not in apart], learning_rate))
+    groups = [{"params": part, "lr": rate} for part, rate in parts]
+    optimizer = torch.optim.Adam(groups, fused=device.type != "mps")
     stopping = EarlyStopping(1 if validation is None else validation.patience)
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     log: list[dict[str, float]] = []

@@ -76,8 +76,8 @@ class TwoTower(TwoSides[UserItemPairs]):
     (``score_histories``).
 
     **What the item tower reads.** ``"id"``: which it is. ``"text"``: the vector of its text, mapped; with
-    ``fine_tune`` the encoder learns along. ``"id+text"``: the sum of both. The last two serve items that
-    nobody has chosen yet. ``text`` gives the vectors, or the texts.
+    ``fine_tune`` the encoder learns along, at a rate of its own. ``"id+text"``: the sum of both. The last two
+    serve items that nobody has chosen yet. ``text`` gives the vectors, or the texts.
 
     **Losses.** ``"in_batch"`` (``losses.in_batch_softmax_loss``): the other rows of the batch are the
     negatives, corrected for popularity as ``log_q`` says; items of ``sampler``, such as hard ones, can be
@@ -137,6 +137,7 @@ class TwoTower(TwoSides[UserItemPairs]):
     n_heads: int = option("attention heads in each block", default=2, at_least=1)
     dropout: float = option("share dropped in training, by attention", default=0.2, at_least=0, below=1)
     fine_tune: bool = option("the text encoder learns along, in the item tower", default=False)
+    encoder_learning_rate: float = option("of Adam, for an encoder that learns along", default=2e-5, above=0)
     text_model: str = option("name or folder of the text encoder", default=MINILM)
     text_hidden: int = option(
         "features of a layer between a text's vector and the item's; 0 maps it linearly",
@@ -311,6 +312,12 @@ class TwoTower(TwoSides[UserItemPairs]):
             )
         chosen = {x: getattr(examples, x)[told] for x in ("users", "items", "starts", "lengths")}
         return dataclasses.replace(examples, **chosen)
+
+    def slower(self) -> list[tuple[nn.Module, float]]:
+        """An encoder that learns along has learned before."""
+        if isinstance(self.item, EncoderTower):
+            return [(self.item.encoder, self.encoder_learning_rate)]
+        return []
 
     def losses(self, examples: UserItemPairs, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
         """One epoch over the examples, shuffled."""

@@ -259,3 +259,15 @@ def test_nothing_heavy_is_imported():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_a_part_may_learn_at_a_rate_of_its_own():
+    module = nn.ModuleDict({"slow": nn.Linear(2, 2), "fast": nn.Linear(2, 2)})
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    x = torch.ones(1, 2)
+    losses = lambda: [(module["fast"](module["slow"](x)).sum(), 1)]  # noqa: E731
+    train(module, losses, epochs=1, learning_rate=0.1, slower=[(module["slow"], 0.001)], progress=False)
+    for name, p in module.named_parameters():  # Adam's first step is of the size of the rate
+        moved = (p.detach() - before[name]).abs()
+        rate = 0.001 if name.startswith("slow") else 0.1
+        torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-6)

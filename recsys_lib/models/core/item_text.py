@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +53,12 @@ class ItemText(nn.Module):
         return name in self._buffers
 
     def keep(
-        self, text: Tensor | Sequence[str], n_items: int, encoder: TextVectors | None, name: str, tokens: bool
+        self,
+        text: Tensor | np.ndarray | Sequence[str],
+        n_items: int,
+        encoder: TextVectors | None,
+        name: str,
+        tokens: bool,
     ) -> None:
         """Takes one text or one vector an item.
 
@@ -74,7 +80,7 @@ class ItemText(nn.Module):
             raise ValueError(f"text must be one an item: {n_items} items, {len(text)} texts")
         for buffer in list(self._buffers):
             delattr(self, buffer)
-        if isinstance(text, Tensor):
+        if isinstance(text, Tensor | np.ndarray):
             if tokens:
                 raise ValueError("fine_tune needs the texts themselves, got vectors")
             self._keep_vectors(checked_vectors(text, n_items), encoded=False)
@@ -87,8 +93,10 @@ class ItemText(nn.Module):
 
     def _keep_vectors(self, vectors: Tensor, *, encoded: bool) -> None:
         center = vectors.mean(dim=0)  # (D,)
-        # Where all vectors are equal, or there is one, nothing is left to scale.
-        size = (vectors - center).square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)  # ()
+        size = (vectors - center).square().mean().sqrt()  # ()
+        # Where all vectors are equal, only rounding is left; scaled up it would look like something.
+        least = vectors.square().mean().sqrt() * 1e-5  # ()
+        size = torch.maximum(size, least).clamp(min=torch.finfo(torch.float32).tiny)
         self.register_buffer("vectors", (vectors - center) / size)  # (n_items, D)
         self.register_buffer("center", center)
         self.register_buffer("size", size)

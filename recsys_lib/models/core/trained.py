@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recsys_lib.data import Interactions
 from recsys_lib.devices import resolve_device, seed_generator
@@ -78,6 +78,10 @@ class TrainedRecommender(Recommender, Generic[Examples]):
         Each is computed when it is asked for, after the step that the one before has led to.
         """
 
+    def slower(self) -> list[tuple[nn.Module, float]]:
+        """Parts with a learning rate of their own; none by default."""
+        return []
+
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         generator = seed_generator(self.seed, interactions.items.device)
         examples = self.prepare(interactions, generator)
@@ -95,6 +99,7 @@ class TrainedRecommender(Recommender, Generic[Examples]):
             lambda: self.losses(examples, generator),
             epochs=self.epochs,
             learning_rate=self.learning_rate,
+            slower=self.slower(),
             validation=look,
             max_seconds=self.max_seconds,
             name=type(self).__name__,
