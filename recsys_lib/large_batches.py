@@ -1,16 +1,22 @@
-"""Batches beyond memory: the vectors of a batch, without holding what made them.
+"""Batches beyond one memory: vectors without what made them, and vectors made by several processes.
 
 A contrastive loss needs all vectors of a batch at once, for every row is a negative of the others. It does
-not need what the encoder computed on the way to them all at once.
+not need what the encoder computed on the way to them all at once, nor in one place.
+
+Several processes are those of ``torch.distributed``, as ``torchrun`` or ``accelerate launch`` start them; the
+program calls ``torch.distributed.init_process_group`` (or makes an ``Accelerator``) before ``fit``. All
+processes then run the same program on the same data and seed, and end with the same model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["in_chunks"]
+__all__ = ["any_process", "average_gradients", "in_chunks", "in_shares", "n_processes"]
 
 
 def in_chunks(encode: Callable[..., Tensor], *inputs: Tensor, chunk: int) -> Tensor:
@@ -46,5 +52,89 @@ def in_chunks(encode: Callable[..., Tensor], *inputs: Tensor, chunk: int) -> Ten
     if not 0 < chunk < len(inputs[0]):
         return encode(*inputs)
     parts = zip(*(x.split(chunk) for x in inputs), strict=True)
-    # Tensors of the split go in as they are; what is closed over by encode is shared by all chunks.
     return torch.cat([checkpoint(encode, *part, use_reentrant=False) for part in parts])
+
+
+def n_processes() -> int:
+    """How many processes work together; 1 where ``torch.distributed`` was not started."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
+
+
+def in_shares(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Encodes a batch together: each process its share of the rows, and all get all vectors.
+
+    So every row meets the whole batch as its negatives, of which a process encodes, and keeps activations
+    for, a part. The loss is then computed on every process from the same vectors. Each hands back the
+    gradients of the vectors that it made, times the number of processes, so that the mean of the processes'
+    gradients (``average_gradients``, which ``training.train`` calls) is the gradient of one process with the
+    whole batch.
+
+    One process, fewer rows than processes, or no gradient wanted: everything is encoded here, without a word
+    to the others.
+
+    Args:
+        encode: makes vectors (b, d) of its arguments, each row from its own row.
+        *inputs: (B, ...) each, the same on all processes.
+
+    Returns:
+        (B, d), the same on all processes.
+    """
+    n, world = len(inputs[0]), n_processes()
+    if world == 1 or n < world or not torch.is_grad_enabled():
+        return encode(*inputs)
+    rank = distributed.get_rank()
+    sizes = [len(part) for part in torch.empty(n, 0, device="cpu").tensor_split(world)]
+    own = encode(*(x.tensor_split(world)[rank] for x in inputs))  # (b, d)
+    return _Gathered.apply(own, sizes, rank)  # (B, d)
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all processes, one process after another; the gradient goes back to those of this one."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, sizes: list[int], rank: int) -> Tensor:
+        """Takes (b, d), b being ``sizes[rank]``; gives (B, d)."""
+        ctx.sizes, ctx.rank = sizes, rank
+        room = own.new_zeros(max(sizes), *own.shape[1:])  # what is sent must be of one size
+        room[: len(own)] = own
+        rooms = [torch.empty_like(room) for _ in sizes]
+        distributed.all_gather(rooms, room)
+        return torch.cat([part[:size] for part, size in zip(rooms, sizes, strict=True)])  # (B, d)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Takes (B, d), the same on all processes; gives (b, d)."""
+        return grad.split(ctx.sizes)[ctx.rank] * len(ctx.sizes), None, None
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces each gradient by its mean over the processes; with one process it does nothing.
+
+    Args:
+        parameters: the same on all processes, and on each with a gradient or without one alike.
+    """
+    world = n_processes()
+    if world == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= world
+
+
+def any_process(here: bool, device: torch.device) -> bool:
+    """Whether something holds on any of the processes, so that all of them take the same turn.
+
+    Args:
+        here: whether it holds on this one.
+        device: where processes talk to each other.
+    """
+    if n_processes() == 1:
+        return here
+    votes = torch.tensor(float(here), device=device)  # ()
+    distributed.all_reduce(votes)
+    return bool(votes > 0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recsys_lib.large_batches import any_process, average_gradients
 from recsys_lib.progress import progress_bar
 
 __all__ = ["EarlyStopping", "Training", "Validation", "batches", "passes", "train"]
@@ -133,6 +134,8 @@ def train(
 
     Ctrl-C ends training as ``max_seconds`` does: after the step under way, with what was learned so far.
 
+    Where several processes train together (``large_batches``), each step takes the mean of their gradients.
+
     Args:
         module: whose parameters are trained.
         losses: called once an epoch; its losses are taken one at a time, each after the step before.
@@ -168,10 +171,11 @@ def train(
             for loss, n in losses():
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                average_gradients(parameters)
                 optimizer.step()
                 total += loss.detach() * n
                 n_examples += n
-                if time.monotonic() > deadline:
+                if max_seconds is not None and any_process(time.monotonic() > deadline, device):
                     stopped_by = "time"
                     break
         except KeyboardInterrupt:

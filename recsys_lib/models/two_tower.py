@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from recsys_lib.attention import present_tokens
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
-from recsys_lib.large_batches import in_chunks
+from recsys_lib.large_batches import in_chunks, in_shares
 from recsys_lib.losses import in_batch_softmax_loss, sampled_softmax_loss, softmax_loss
 from recsys_lib.models.core.item_text import MINILM, ItemText, TextVectors, text_encoder
 from recsys_lib.models.core.options import data, learned, option
@@ -97,6 +98,11 @@ class TwoTower(TwoSides[UserItemPairs]):
     **Attention** learns from windows of histories, all events of a window at once, as ``NextItemRecommender``
     does; ``batch_size`` counts events then. Rows of one user are no negatives of each other there, since a
     batch holds far more of a user's items than a fair sample would.
+
+    **Large batches.** With ``cache_chunk`` towers are run on a part of the batch at a time, at the cost of
+    running them twice (``large_batches.in_chunks``). Where several processes work together, each runs them on
+    its share of the batch, and all rows are negatives of all (``large_batches.in_shares``). The attention of
+    users is run on all windows by each.
 
     Source: Covington, Adams, Sargin 2016, "Deep Neural Networks for YouTube Recommendations", section 3 (the
     mean of a history); Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
@@ -236,7 +242,7 @@ class TwoTower(TwoSides[UserItemPairs]):
         if self.item_tower == "id":
             return self.item(items)  # (N, d)
         text = self.item_text.tokens if self.fine_tune else self.item_text.vectors  # (n_items, T or D)
-        return in_chunks(self.item, items, text[items], chunk=self.cache_chunk)  # (N, d)
+        return self._encoded(self.item, items, text[items])  # (N, d)
 
     def text_side(self, texts: Tensor | Sequence[str]) -> Tensor:
         """The item tower on texts, or on vectors of texts (N, D): (N, d)."""
@@ -264,7 +270,11 @@ class TwoTower(TwoSides[UserItemPairs]):
         def encode(starts: Tensor, lengths: Tensor) -> Tensor:
             return self.user(items, starts, lengths, text)  # (b, d)
 
-        return in_chunks(encode, starts + lengths - read, read, chunk=self.cache_chunk)  # (B, d)
+        return self._encoded(encode, starts + lengths - read, read)  # (B, d)
+
+    def _encoded(self, encode: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Each row of the batch by itself, a chunk at a time, shared among the processes: (B, d)."""
+        return in_shares(partial(in_chunks, encode, chunk=self.cache_chunk), *rows)
 
     # Learning.
 
