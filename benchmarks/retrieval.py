@@ -215,6 +215,7 @@ def run(vectors: int, rounds: int, queries: int, one_by_one: int, epochs: int) -
         },
         "code_sha256": code.hexdigest(),
         "data_sha256": hashlib.sha256(items.numpy().tobytes()).hexdigest(),
+        "epochs": epochs,
         "rounds": rounds,
         "one_by_one": one_by_one,
         "k": K,

@@ -24,9 +24,10 @@ _FEW = 16  # queries for which a CPU's product is faster with the vectors on the
 class ExactIndex(StoredIndex):
     """Compares a query with every vector, on the device where the vectors are.
 
-    Its answer is right by construction, it needs no training and no other package, and adding and removing
-    cost what is added or removed. Memory: 4 d + 24 bytes a vector, at most a quarter more after ``add``; a
-    search takes 8 MB for scores besides on a CPU, 256 MB on a GPU, whatever the number of queries.
+    Its answer is right by construction, and it needs no training and no other package. Adding and removing
+    move few vectors, but for a copy of all now and then as it grows. Memory: 4 d + 24 bytes a vector, at most
+    a quarter more after ``add``; a search takes 8 MB for scores besides on a CPU, 256 MB on a GPU, whatever
+    the number of queries.
 
     Args:
         metric: ``"dot"`` or ``"cosine"``.
