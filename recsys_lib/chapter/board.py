@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["quality_against_cost", "undominated"]
+    from recsys_lib.evaluation import Comparison
+
+__all__ = ["against_first", "quality_against_cost", "undominated"]
 
 _MARKERS = "oDs^vP*"  # seven, and six colors: together they repeat after 42 families
 _SIZES = {"*": 12.0, "P": 8.0, "D": 6.5}  # points; a star of the usual size is hardly seen
@@ -78,6 +80,34 @@ def undominated(scores: "pd.DataFrame") -> list[Any]:
     )
     before = ordered.value.cummax().shift(fill_value=float("-inf"))
     return list(ordered.index[ordered.value > before])
+
+
+def against_first(scores: "pd.DataFrame") -> list["Comparison | None"]:
+    """Compares each row with the first, user by user: row minus first.
+
+    Args:
+        scores: a row for each model, with the columns ``per_user``, a list of values or None, and ``over``,
+            which is the same where the values are of the same users, items to find and candidates.
+
+    Returns:
+        One for each row; None for the first, and where there are no values of the same.
+    """
+    import torch
+
+    from recsys_lib.evaluation import Comparison
+    from recsys_lib.metrics import paired_test
+
+    found: list[Comparison | None] = []
+    for place, (values, over) in enumerate(zip(scores.per_user, scores.over, strict=True)):
+        first = scores.per_user.iloc[0]
+        known = isinstance(values, list) and isinstance(first, list) and over == scores.over.iloc[0]
+        if not place or not known:
+            found.append(None)
+            continue
+        ours, theirs = torch.tensor([values, first], dtype=torch.float64, device="cpu")  # (U,), (U,)
+        gaps = ours - theirs  # (U,)
+        found.append(Comparison(*paired_test(gaps), n=len(gaps), std=float(gaps.std())))
+    return found
 
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in points

@@ -4,6 +4,7 @@ What is recorded shows nothing by itself, so that a cell may record and say some
 what asks it something, so that the package can be imported without it.
 """
 
+import hashlib
 import importlib.util
 import math
 import platform
@@ -98,7 +99,7 @@ class Chapter:
             family: what kind of model it is, such as ``"matrix factorization"``.
             fit_seconds: what fitting took.
             headline: held against an accepted band by the tests.
-            scoreboard: a row of the scoreboard.
+            scoreboard: a row of the scoreboard; its values per user are written, for paired comparisons.
             deterministic: no random number is drawn, so that the accepted band is narrow.
             seed: the seed or seeds behind the report, if not the chapter's.
 
@@ -131,6 +132,7 @@ class Chapter:
             headline=headline,
             scoreboard=scoreboard,
             deterministic=deterministic,
+            **(_per_user(report, metric) if scoreboard else {}),
         )
         self._take(name)
         self._results.append(result)
@@ -254,6 +256,16 @@ class Chapter:
         if name in self._taken:
             raise ValueError(f"{name!r} has been recorded before; every name stands for one value")
         self._taken.add(name)
+
+
+def _per_user(report: "Report", metric: str) -> dict[str, Any]:
+    """A metric's values for each user, and a text that others have where they are of the same evaluation."""
+    over = getattr(report, "over", None)
+    if over is None or metric not in report.per_user:
+        return {}
+    same = "\0".join([metric, report.protocol, *over])
+    values = [round(value, 6) for value in report.per_user[metric].tolist()]
+    return {"per_user": values, "over": hashlib.sha256(same.encode()).hexdigest()[:24]}
 
 
 def _verdict(id: str, difference: "Comparison", holds: str | None, condition: str) -> str:

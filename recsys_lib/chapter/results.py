@@ -10,6 +10,7 @@ neither interpreted nor lost: it is kept in ``more``, and written back as it was
 
 import json
 import os
+import re
 import reprlib
 import sys
 from collections import Counter
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 VERDICTS = ("holds", "fails", "depends")
+_ROUNDED = 1e-5  # values per user are written with six decimals
 
 
 class ResultsError(ValueError):
@@ -64,10 +66,14 @@ class Result:
         headline: held against an accepted band.
         scoreboard: a row of the scoreboard.
         deterministic: no random number was drawn.
+        per_user: the values that ``value`` is the mean of, in the order of the users, for paired comparisons
+            with other chapters' models; None where nothing compares it, and in files that older code wrote.
+        over: the same for two results whose values are of the same users, items to find and candidates; None
+            where ``per_user`` is.
         more: fields that are not known here.
 
     Raises:
-        ResultsError: a field is not of its kind.
+        ResultsError: a field is not of its kind, or values per user are not those of the mean.
     """
 
     name: str
@@ -83,6 +89,8 @@ class Result:
     headline: bool
     scoreboard: bool
     deterministic: bool
+    per_user: Sequence[float] | None = None
+    over: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,6 +103,14 @@ class Result:
         _check(self, ("headline", "scoreboard", "deterministic"), _is_flag, "true or false", where)
         if (self.low is None) != (self.high is None):
             raise ResultsError(f"{where}its interval has one end only")
+        _check(self, ("per_user",), _or_null(_is_numbers), "a list of finite numbers or null", where)
+        _check(self, ("over",), _or_null(_is_word), "a text that is not empty or null", where)
+        if (self.per_user is None) != (self.over is None):
+            raise ResultsError(f"{where}per_user and over go together, and one is missing")
+        if self.per_user is not None and len(self.per_user) != self.n:
+            raise ResultsError(f"{where}per_user has {len(self.per_user)} values for {self.n} users")
+        if self.per_user and abs(sum(self.per_user) / self.n - self.value) > _ROUNDED:
+            raise ResultsError(f"{where}value is not the mean of per_user")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +277,9 @@ class ChapterResults:
 
     def text(self) -> str:
         """The content of the file."""
-        return json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        # one line for all users; inside a text of the file the quotes would be escaped
+        return re.sub(r'"per_user": \[[^]]*\]', lambda found: " ".join(found[0].split()), text) + "\n"
 
     def write(self, directory: Path) -> Path:
         """Writes the file, whole or not at all, into a folder that is made where it is missing.
@@ -367,6 +385,10 @@ def _is_number(value: object) -> bool:
         return False
     # false for NaN, and exact for a whole number that is too large for a float
     return abs(value) <= sys.float_info.max
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _is_seed(value: object) -> bool:

@@ -63,7 +63,7 @@ def test_everything_recorded_is_written(chapter, tmp_path):
     assert first == {
         "name": "bpr", "value": 0.07, "low": 0.06, "high": 0.08, "n": 5, "metric": "ndcg@10", "model": "BPR",
         "family": "matrix factorization", "seed": 3, "fit_seconds": 2.5, "headline": True, "scoreboard": True,
-        "deterministic": False,
+        "deterministic": False, "per_user": None, "over": None,
     }  # fmt: skip
     assert (second["low"], second["high"], second["seed"]) == (None, None, [0, 1])
     assert result["numbers"] == {"gain": 0.25, "users": 942}

@@ -7,7 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_lib.chapter.board import quality_against_cost, undominated
+from recsys_lib.chapter import Chapter
+from recsys_lib.chapter.board import against_first, quality_against_cost, undominated
+from recsys_lib.chapter.results import recorded
+from recsys_lib.data import Interactions, leave_last_out
+from recsys_lib.evaluation import compare, evaluate
+from recsys_lib.models import EASE, ItemKNN, Popularity
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +106,45 @@ def test_what_cannot_be_drawn_is_named(change, message):
 )
 def test_undominated_rows(cost, value, expected):
     assert undominated(pd.DataFrame({"fit_seconds": cost, "value": value})) == expected
+
+
+def test_rows_are_compared_with_the_first_by_what_the_chapters_wrote(tmp_path):
+    """As the evaluator does where it has both reports, up to the six decimals that are written."""
+    rng = np.random.default_rng(0)
+    pairs = np.unique(np.stack([np.repeat(np.arange(60), 12), rng.integers(0, 40, 720)], 1), axis=0)
+    frame = pd.DataFrame(pairs, columns=["user_id", "item_id"]).assign(timestamp=rng.permutation(len(pairs)))
+    events = Interactions.from_frame(frame)
+    splits = [leave_last_out(events, n=n) for n in (2, 1)]
+
+    def report(model, split=splits[0]):
+        fitted = model.fit(split.history, device="cpu")
+        return evaluate(fitted, split.test, seen=split.history, progress=False)
+
+    reports = [report(EASE()), report(ItemKNN()), report(Popularity()), report(EASE(), splits[1])]
+    for place, (name, found) in enumerate(zip("abcd", reports, strict=True)):
+        chapter = Chapter(f"0{place}_{name}", dataset="d", seed=0, device="cpu", results=tmp_path)
+        chapter.record(name, found, model=name, family="f", scoreboard=True)
+        chapter.record(f"{name}-off", found, model=name, family="f")
+        chapter.finish()
+    rows = [row for made in recorded(tmp_path).values() for row in made["results"]]
+    assert [row["per_user"] is None for row in rows] == [not row["scoreboard"] for row in rows]
+
+    gaps = against_first(pd.DataFrame([row for row in rows if row["scoreboard"]]))
+    assert gaps[0] is gaps[3] is None  # itself, and another split
+    for gap, other in zip(gaps[1:3], reports[1:3], strict=True):
+        right = compare(other, reports[0], "ndcg@10")
+        assert gap.n == right.n == 60
+        assert gap[:3] == pytest.approx(right[:3], abs=2e-6)
+        assert gap.p_value == pytest.approx(right.p_value, abs=2e-3)
+
+
+def test_rows_without_values_are_not_compared():
+    def gaps(*per_user, over=("x", "x")):
+        return against_first(pd.DataFrame({"per_user": per_user, "over": over}))
+
+    assert gaps([0.1, 0.2], [0.4, 0.4])[1].mean == pytest.approx(0.25)
+    assert gaps([0.1, 0.2], None, over=("x", None)) == [None, None]
+    assert gaps(None, [0.1, 0.2], over=(None, "x")) == [None, None]
+    assert gaps(None, None, over=(None, None)) == [None, None]
+    assert gaps([0.1, 0.2], [0.4, 0.4], over=("x", "y")) == [None, None]
+    assert against_first(pd.DataFrame({"per_user": [], "over": []})) == []

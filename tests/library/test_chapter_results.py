@@ -19,7 +19,7 @@ from recsys_lib.chapter.results import (
 ROW = {
     "name": "bpr", "value": 0.07, "low": 0.06, "high": 0.08, "n": 942, "metric": "ndcg@10", "model": "BPR",
     "family": "matrix factorization", "seed": [0, 1], "fit_seconds": 2.5, "headline": True,
-    "scoreboard": True, "deterministic": False,
+    "scoreboard": True, "deterministic": False, "per_user": None, "over": None,
 }  # fmt: skip
 BARE = {
     **ROW,
@@ -82,6 +82,42 @@ def test_the_file_keeps_its_layout():
     text = ChapterResults.from_json(dict(reversed(FILE.items()))).text()
     assert text == json.dumps(FILE, indent=1, ensure_ascii=False) + "\n"
     assert "–" in text
+
+
+PAIRED = {**ROW, "n": 4, "value": 0.25, "per_user": [0, 0.5, 0.123457, 0.376543], "over": "3f"}
+
+
+def test_values_per_user_are_a_line_of_the_file(tmp_path):
+    data = {**FILE, "results": [PAIRED], "title": 'T "per_user": [\n 1,\n 2]'}
+    text = ChapterResults.from_json(data).text()
+    assert '   "per_user": [ 0, 0.5, 0.123457, 0.376543 ],\n' in text
+    assert json.loads(text) == data
+    assert ChapterResults.read(written(tmp_path, data)).results[0].per_user == PAIRED["per_user"]
+
+
+def test_results_without_values_per_user_are_read_as_such():
+    """As older code wrote them."""
+    row = {name: value for name, value in ROW.items() if name not in {"per_user", "over"}}
+    (read,) = ChapterResults.from_json({**FILE, "results": [row]}).results
+    assert (read.per_user, read.over) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"per_user": [0.1, "x", 0, 0]}, r"per_user is \[.*\], not a list of finite numbers or null"),
+        ({"per_user": "0.1"}, "per_user is '0.1', not a list"),
+        ({"per_user": [0.1, None, 0, 0]}, "not a list of finite numbers"),
+        ({"per_user": None}, "per_user and over go together"),
+        ({"over": None}, "per_user and over go together"),
+        ({"over": ""}, "over is '', not a text that is not empty or null"),
+        ({"per_user": [0.25, 0.25, 0.25]}, "per_user has 3 values for 4 users"),
+        ({"per_user": [0.25, 0.25, 0.25, 0.26]}, "value is not the mean of per_user"),
+    ],
+)
+def test_values_per_user_that_do_not_fit_are_named(change, message):
+    with pytest.raises(ResultsError, match=f"result 'bpr': .*{message}"):
+        ChapterResults.from_json({**FILE, "results": [{**PAIRED, **change}]})
 
 
 def test_a_whole_number_stays_one():
@@ -160,7 +196,8 @@ def test_a_missing_field_is_named(tmp_path, key):
 
 
 @pytest.mark.parametrize(
-    ("part", "key"), [("results", key) for key in ROW] + [("claims", key) for key in CLAIM]
+    ("part", "key"),
+    [("results", key) for key in ROW if key not in {"per_user", "over"}] + [("claims", key) for key in CLAIM],
 )
 def test_a_missing_field_of_a_part_is_named(part, key):
     data = changed(lambda data: data[part][0].pop(key))
