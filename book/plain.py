@@ -17,7 +17,6 @@ from book import papers
 # Chapters that still hold the old syntax (roles and directives of MyST). The list only gets shorter: take a
 # chapter off when it is converted, and it is held to everything here from then on.
 OLD_SYNTAX = (
-    "04_bpr",
     "08_sequences",
 )
 
