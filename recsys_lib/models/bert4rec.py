@@ -55,8 +55,8 @@ class BERT4Rec(NextItemRecommender):
         next_only |= ~asked.any(dim=1)
         last = torch.arange(length, device=device) == lengths[:, None] - 1  # (B, T)
         asked = torch.where(next_only[:, None], last, asked)  # (B, T)
-        hidden = self.encoder(windows.masked_fill(asked, self.n_items), lengths)  # (B, T, d)
-        return hidden[asked], windows[asked]
+        hidden = self.encoder(windows.masked_fill(asked, self.n_items), lengths, asked=asked)  # (N, d)
+        return hidden, windows[asked]
 
     def prompt(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The history with a mask behind it."""

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from recsys_lib.attention import present_tokens
 from recsys_lib.data import Interactions
-from recsys_lib.devices import seed_generator
+from recsys_lib.devices import isolated_rng, seed_generator
+from recsys_lib.losses import softmax_loss
 from recsys_lib.models import BERT4Rec, MarkovChain, NotFittedError, SASRec, markov
 from recsys_lib.models.core import next_item
 from recsys_lib.models.core.sequence_encoder import SequenceEncoder
@@ -86,7 +87,7 @@ def test_every_loss_learns_it(cls, loss):
     inter, neighbor = ring(n_users=24, n_items=8, length=6)
     arguments = {"epochs": 8} if cls is SASRec else {"epochs": 24, "next_rate": 0.9}
     arguments |= {"dim": 32, "n_layers": 1, "dropout": 0.0, "learning_rate": 0.005}
-    model = cls(**arguments, loss=loss, n_negatives=4, seed=1).fit(inter)
+    model = cls(**arguments, loss=loss, n_negatives=4, seed=2).fit(inter)
     histories = [follow(neighbor, item, 5) for item in range(8)]
     true = neighbor[torch.tensor([history[-1] for history in histories])]
     assert (model.score_histories(histories).argmax(1) == true).sum() >= 7
@@ -339,6 +340,59 @@ def test_many_negatives_are_scored_without_their_vectors():
         next_item._scores_of(hidden, vectors, targets, negatives)
     assert kept
     assert max(kept) <= vectors.numel() < 40 * 201 * 16
+
+
+@pytest.mark.parametrize("n", [1, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_softmax_over_the_catalog_is_the_loss_on_all_scores(n, dtype, monkeypatch):
+    """Value and gradients, in blocks of 64 questions; 200 end in a block of eight."""
+    monkeypatch.setattr(next_item, "_COMPARED", 1)
+    generator = torch.Generator().manual_seed(0)
+    hidden, vectors = (
+        (3 * torch.randn(rows, 8, generator=generator)).to(dtype).requires_grad_() for rows in (n, 30)
+    )
+    targets = torch.randint(30, (n,), generator=generator)
+    wide = torch.promote_types(dtype, torch.float32)
+    found = next_item.catalog_softmax(hidden, vectors, targets)
+    expected = softmax_loss(hidden.to(wide) @ vectors.to(wide).mT, targets)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(3 * x, (hidden, vectors)) for x in (found, expected)]
+    near = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-3}[dtype]
+    torch.testing.assert_close(*gradients, rtol=max(near, torch.finfo(dtype).eps), atol=near)
+
+
+def test_the_softmax_over_the_catalog_keeps_no_scores():
+    hidden, vectors = torch.randn(300, 16, requires_grad=True), torch.randn(5000, 16, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        next_item.catalog_softmax(hidden, vectors, torch.randint(5000, (300,)))
+    assert kept
+    assert max(kept) <= vectors.numel() < 300 * 5000
+
+
+@BOTH
+def test_what_is_asked_for_alone_is_what_all_would_have_given(cls):
+    """The same vectors, the same gradients, and in training the same draws of dropout."""
+    inter, _ = ring()
+    model = small(cls, dropout=0.3, epochs=1).fit(inter)
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randint(N_ITEMS, (5, 6), generator=generator)
+    lengths, asked = torch.tensor([6, 5, 4, 6, 1]), torch.rand(5, 6, generator=generator) < 0.4
+    asked[:, 0] = True  # of a length of one, too
+    asked &= present_tokens(lengths, 6)
+    parameters = list(model.encoder.parameters())
+    for training in (False, True):
+        model.train(training)
+        found = []
+        for part in (False, True):
+            with isolated_rng(1):
+                hidden = (
+                    model.encoder(items, lengths, asked) if part else model.encoder(items, lengths)[asked]
+                )
+                state = torch.get_rng_state()
+            found.append((hidden, state, torch.autograd.grad(hidden.sin().sum(), parameters)))
+        torch.testing.assert_close(found[0], found[1])
+        assert len(found[1][0]) == int(asked.sum())
 
 
 def test_sampled_softmax_estimates_full_softmax():

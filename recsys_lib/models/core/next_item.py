@@ -21,7 +21,7 @@ from torch.nn import functional
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets, take_rows
 from recsys_lib.devices import in_float32, seed_generator
-from recsys_lib.losses import bce_loss, gbce_loss, sampled_softmax_loss, softmax_loss
+from recsys_lib.losses import bce_loss, gbce_loss, sampled_softmax_loss
 from recsys_lib.models.core.checks import check_histories
 from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.core.options import learned, option
@@ -38,6 +38,7 @@ _LOSSES = {"softmax": 0, "sampled_softmax": 256, "bce": 1, "gbce": 256}
 _STEPS = 16  # in an epoch, at least
 _MANY = 128  # scores a question, from which on their vectors are not held all at once
 _GATHERED = 2**18  # numbers in the vectors that are: 1 MB, what a processor's cache holds
+_COMPARED = 2**17  # scores of full softmax that are held at once: 0.5 MB; on a GPU 2**9 times as many
 _EVENTS_AT_ONCE = 2**13  # in a batch of scoring: enough to keep a processor busy, few enough for its cache
 
 
@@ -70,11 +71,11 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
     events are allowed in histories, but nothing was learned about them.
 
     **Time and memory.** Full softmax compares every event with every item. With 20,000 items an epoch of a
-    million events takes six minutes on one core of a CPU, against one with 256 negatives (``"gbce"``,
-    ``"sampled_softmax"``) and a third of one with ``"bce"``: from some thousands of items on, sample. In
-    training full softmax holds about three matrices of ``batch_size`` x n_items float32, 40 MB for 1,700
-    items and 0.7 GB for 27,000 with the default batch; K negatives take a few of ``batch_size`` x K. Scoring
-    B users holds (B, n_items).
+    million events takes two and a half minutes on one core of a CPU, against one with 256 negatives
+    (``"gbce"``, ``"sampled_softmax"``) and a half of one with ``"bce"``: from some thousands of items on,
+    sample. In training full softmax holds scores of a block of questions at a time, 64 of them or 0.5 MB on a
+    CPU and 256 MB on a GPU, and three matrices of the size of the items' vectors; K negatives take a few of
+    ``batch_size`` x K. Scoring B users holds (B, n_items).
     """
 
     causal: ClassVar[bool]
@@ -178,7 +179,7 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
         """The loss of N questions: hidden (N, d), targets (N,) -> ()."""
         vectors = self.encoder.item_embedding.weight[: self.n_items]  # (n_items, d)
         if self.loss == "softmax":
-            return softmax_loss(hidden @ vectors.mT, targets)
+            return catalog_softmax(hidden, vectors, targets)  # softmax_loss(hidden @ vectors.mT, targets)
 
         k = min(_LOSSES[self.loss], self.n_items - 1) if self.n_negatives is None else self.n_negatives
         negatives = other_items(targets, k, self.n_items, generator)  # (N, K)
@@ -280,10 +281,59 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
             chosen = known[batch]  # (b,)
             rows = rows_of(items, starts[chosen], read[chosen])  # (b, T)
             rows, ends = self.prompt(rows, read[chosen])
-            hidden = self.encoder(rows, ends)  # (b, T, d)
-            last = hidden[torch.arange(len(ends), device=ends.device), ends - 1]  # (b, d)
+            is_last = torch.arange(rows.shape[1], device=ends.device) == ends[:, None] - 1  # (b, T)
+            last = self.encoder(rows, ends, asked=is_last)  # (b, d)
             scores[chosen] = (last @ vectors.mT).to(scores.dtype)  # (b, n_items)
         return scores
+
+
+def catalog_softmax(hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+    """``losses.softmax_loss(hidden @ vectors.mT, targets)``, without ever holding all scores: ().
+
+    Args:
+        hidden: (N, d).
+        vectors: (n_items, d).
+        targets: (N,) int64.
+    """
+    loss: Tensor = _CatalogSoftmax.apply(hidden, vectors, targets)
+    return loss
+
+
+class _CatalogSoftmax(torch.autograd.Function):
+    """Full softmax, block by block of questions, with its gradients in the same pass.
+
+    With p_n the softmax of question n's scores and e_n the vector that is one at its target:
+
+        dL/dh_n = sum_i (p_n - e_n)_i v_i / N;   dL/dv_i = sum_n (p_n - e_n)_i h_n / N
+
+    A block of scores stays in the processor's cache, and nothing of size (N, n_items) is kept for the way
+    back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+        """Takes hidden (N, d), vectors (n_items, d), targets (N,) int64; gives ()."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        h, v = hidden.to(wide), vectors.to(wide)  # (N, d), (n_items, d)
+        total, to_hidden, to_vectors = h.new_zeros(()), torch.empty_like(h), torch.zeros_like(v)
+        at_once = _COMPARED if h.device.type == "cpu" else _COMPARED * 2**9
+        step = max(64, at_once // len(v))
+        for rows, asked, grad in zip(h.split(step), targets.split(step), to_hidden.split(step), strict=True):
+            log_p = (rows @ v.mT).log_softmax(dim=1)  # (b, n_items)
+            total -= log_p.gather(1, asked[:, None]).sum()
+            slope = log_p.exp_()  # (b, n_items)
+            slope[torch.arange(len(asked), device=asked.device), asked] -= 1
+            torch.mm(slope, v, out=grad)  # (b, d)
+            to_vectors.addmm_(slope.mT, rows)  # (n_items, d)
+        ctx.save_for_backward((to_hidden / len(h)).to(hidden.dtype), (to_vectors / len(h)).to(vectors.dtype))
+        return total / len(h)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Takes (); gives (N, d), (n_items, d)."""
+        to_hidden, to_vectors = ctx.saved_tensors
+        return grad * to_hidden, grad * to_vectors, None
 
 
 def _scores_of(hidden: Tensor, vectors: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,13 @@
 """Items in their order to vectors: the transformer that SASRec and BERT4Rec share."""
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from recsys_lib.attention import BlockStack, padding_mask, present_tokens
+from recsys_lib.attention import BlockStack, EncoderBlock, padding_mask, present_tokens
 
 __all__ = ["SequenceEncoder"]
 
@@ -62,18 +64,25 @@ class SequenceEncoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, items: Tensor, lengths: Tensor, asked: Tensor | None = None) -> Tensor:
         """Encodes a batch of rows.
 
         Args:
             items: (B, T) int64, oldest first; padding, any valid number, at the end of a row.
             lengths: (B,) int64, how many events each row has.
+            asked: (B, T) bool, the events whose vectors are wanted; all without it.
 
         Returns:
-            (B, T, d); what stands at padding means nothing.
+            (B, T, d); what stands at padding means nothing. With ``asked`` the N vectors that it names,
+            (N, d), row by row.
         """
-        x = self.embed(items, lengths)  # (B, T, d)
-        return self.norm(self.blocks(x, self._mask(items, lengths), self.causal))  # (B, T, d)
+        x, mask = self.embed(items, lengths), self._mask(items, lengths)  # (B, T, d)
+        if asked is None:
+            return self.norm(self.blocks(x, mask, self.causal))  # (B, T, d)
+        *before, last = cast(Iterable[EncoderBlock], self.blocks)
+        for block in before:
+            x = block(x, mask, self.causal)  # (B, T, d)
+        return self.norm(self._finish(last, x, mask, asked))  # (N, d)
 
     def embed(self, items: Tensor, lengths: Tensor) -> Tensor:
         """What goes into the first block: each item's vector plus that of its place, (B, T, d)."""
@@ -87,6 +96,16 @@ class SequenceEncoder(nn.Module):
     def weights(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Who looks at whom, (L, B, H, T, T), for the same arguments as :meth:`forward`."""
         return self.blocks.trace(self.embed(items, lengths), self._mask(items, lengths), self.causal).weights
+
+    def _finish(self, block: EncoderBlock, x: Tensor, mask: Tensor | None, asked: Tensor) -> Tensor:
+        """The last block, which nobody looks at any more: it thinks at the events asked for alone, (N, d).
+
+        What is dropped is drawn for all events, so that a seed gives the same model either way.
+        """
+        x = x + block.dropout(block.attention(block.attention_norm(x), None, mask, self.causal))  # (B, T, d)
+        kept = block.dropout(torch.ones_like(x))[asked] if self.training else 1.0  # (N, d)
+        x = x[asked]  # (N, d)
+        return x + kept * block.feed_forward(block.feed_forward_norm(x))  # (N, d)
 
     def _mask(self, items: Tensor, lengths: Tensor) -> Tensor | None:
         """The mask of padding, where one is needed: (B, 1, 1, T)."""
