@@ -230,22 +230,23 @@ def in_batch_softmax_loss(
             )
         targets = torch.arange(n_rows, device=scores.device)  # (B,)
     _same_shape("targets", targets, scores[:, 0])
-    logits = _at_least_float32(scores) / _above_zero(temperature)  # (B, C)
     own = targets[:, None]  # (B, 1)
-    as_scored = logits.gather(1, own)  # (B, 1)
+    logits = _at_least_float32(scores)  # (B, C)
+    if _above_zero(temperature) != 1.0:
+        logits = logits / temperature  # (B, C)
     if log_q is not None:
         _same_shape("log_q", log_q, scores[0])
-        logits = logits - (log_q + math.log(max(1, n_columns - 1)))  # (B, C)
-    chosen = logits.gather(1, own) if correct_positive else as_scored  # (B, 1)
-    hidden = torch.zeros_like(scores, dtype=torch.bool)  # (B, C)
+        corrected = logits - (log_q + math.log(max(1, n_columns - 1)))  # (B, C)
+        logits = corrected if correct_positive else corrected.scatter(1, own, logits.gather(1, own))
+    hidden = left_out  # (B, C)
     if items is not None:
         _same_shape("items", items, scores[0])
-        hidden = items[targets][:, None] == items  # (B, C)
-    if left_out is not None:
-        _same_shape("left_out", left_out, scores)
-        hidden = hidden | left_out  # (B, C)
-    logits = logits.masked_fill(hidden, -torch.inf).scatter(1, own, chosen)  # (B, C)
-    return (logits.logsumexp(dim=1) - chosen.squeeze(1)).mean()
+        hits = items[targets][:, None] == items  # (B, C)
+        hidden = hits if left_out is None else hits | left_out
+    if hidden is not None:
+        _same_shape("left_out", hidden, scores)
+        logits = logits.masked_fill(hidden.scatter(1, own, False), -torch.inf)  # (B, C)
+    return functional.cross_entropy(logits, targets)  # the L above, in one pass over the logits
 
 
 def nt_xent_loss(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:

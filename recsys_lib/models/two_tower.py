@@ -35,6 +35,7 @@ BatchLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """A loss of a batch: scores (B, C), divided by the temperature, row b's own item in column b; the columns'
 items (C,) and log q (C,); which columns are no negatives of a row, (B, C) bool, or None. Gives ()."""
 
+_TEXTS_AT_ONCE = 512  # new texts encoded at a time
 _ATTENTION_LENGTH = 100  # events that attention reads where no number is given
 
 
@@ -241,8 +242,11 @@ class TwoTower(TwoSides[UserItemPairs]):
         """The item tower on numbers (N,): (N, d)."""
         if self.item_tower == "id":
             return self.item(items)  # (N, d)
-        text = self.item_text.tokens if self.fine_tune else self.item_text.vectors  # (n_items, T or D)
-        return self._encoded(self.item, items, text[items])  # (N, d)
+        if not self.fine_tune:
+            return self._encoded(self.item, items, self.item_text.vectors[items])  # (N, d)
+        # A batch holds what is popular many times; an encoder costs enough to read it once.
+        distinct, place = items.unique(return_inverse=True)  # (U,), (N,)
+        return self._encoded(self.item, distinct, self.item_text.tokens[distinct])[place]  # (N, d)
 
     def text_side(self, texts: Tensor | Sequence[str]) -> Tensor:
         """The item tower on texts, or on vectors of texts (N, D): (N, d)."""
@@ -256,7 +260,7 @@ class TwoTower(TwoSides[UserItemPairs]):
             raise ValueError("an encoder that learned along reads the texts themselves, got vectors")
         else:
             text = self.item_text.of_vectors(texts)  # (N, D)
-        return self.item(None, text.to(self.device))
+        return in_chunks(partial(self.item, None), text.to(self.device), chunk=_TEXTS_AT_ONCE)  # (N, d)
 
     def user_side(self, users: Tensor) -> Tensor:
         """The user tower on numbers (B,): (B, d)."""
@@ -410,7 +414,7 @@ class TwoTower(TwoSides[UserItemPairs]):
                 known = known_columns(examples.crow, examples.own, users, others)  # (B, H)
                 left_out = torch.cat([left_out, known & (self.masked == "known")], dim=1)  # (B, C)
         candidates = self.item_side(columns)  # (C, d)
-        scores = self.scaled(vectors) @ self.scaled(candidates).mT / self.temperature  # (B, C)
+        scores = (self.scaled(vectors) / self.temperature) @ self.scaled(candidates).mT  # (B, C)
         if self.batch_loss is not None:
             loss = self.batch_loss(scores, columns, examples.log_q[columns], left_out)
         elif self.loss == "softmax":
@@ -427,5 +431,7 @@ class TwoTower(TwoSides[UserItemPairs]):
                 left_out=left_out,
                 correct_positive=self.log_q == "all",
             )
+        if not self.l2:
+            return loss
         lengths = vectors.square().sum(dim=1).mean() + candidates.square().sum(dim=1).mean()  # ()
         return loss + 0.5 * self.l2 * lengths

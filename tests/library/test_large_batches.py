@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn import functional
 
 from recsys_lib.data import Interactions
 from recsys_lib.large_batches import any_process, average_gradients, in_chunks, in_shares, n_processes
@@ -107,6 +108,34 @@ def test_rows_of_several_inputs_stay_together():
         in_chunks(encode, rows(7), b[:6], chunk=2)
     with pytest.raises(ValueError, match="chunk must be 0 or more, got -1"):
         in_chunks(encode, rows(7), b, chunk=-1)
+
+
+class Sentences(nn.Sequential):
+    """A tower as sentence-transformers calls it."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": self[0](features["input_ids"])}
+
+
+def test_the_loss_and_its_gradient_are_those_of_sentence_transformers():
+    from sentence_transformers.sentence_transformer import losses
+
+    model = tower(dropout=0.4)
+    columns = [{"input_ids": rows(13, 1)}, {"input_ids": rows(13, 2)}]
+    theirs = losses.CachedMultipleNegativesRankingLoss(Sentences(model), scale=1 / 0.3, mini_batch_size=4)
+    model.zero_grad()
+    torch.manual_seed(5)
+    expected = theirs(columns, torch.empty(0))
+    expected.backward()
+    gradient = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.manual_seed(5)
+    u, v = (in_chunks(model, rows(13, seed), chunk=4) for seed in (1, 2))
+    scores = functional.normalize(u, dim=1) @ functional.normalize(v, dim=1).mT
+    found = in_batch_softmax_loss(scores, temperature=0.3)
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradient, rtol=1e-5, atol=1e-6)
 
 
 USERS, ITEMS = 12, 9

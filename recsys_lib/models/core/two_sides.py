@@ -22,7 +22,7 @@ __all__ = ["TwoSides"]
 
 Examples = TypeVar("Examples")
 
-_ITEMS_AT_ONCE = 4096  # encoded at a time for the whole catalog
+_ITEMS_AT_ONCE = 512  # encoded at a time for the whole catalog; an encoder's activations are held meanwhile
 _USERS_AT_ONCE = 1024  # encoded at a time
 
 
