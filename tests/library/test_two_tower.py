@@ -229,6 +229,15 @@ def test_who_is_not_known_is_refused_by_name_and_gets_what_is_popular(any_pair):
             any_pair.encode_users([[0], []])
 
 
+def test_a_number_that_is_an_id_is_named_as_a_number():
+    frame = pd.DataFrame({"user_id": [70, 70], "item_id": [5, 6], "timestamp": [0, 1]})
+    model = fit(small(user_tower="id"), Interactions.from_frame(frame, user_ids=[70, 80], item_ids=[5, 6, 9]))
+    with pytest.raises(ValueError, match=r"user 1 \(80\) has no events"):
+        model.encode_users(torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"item 2 \(9\) had no events"):
+        model.encode_items(torch.tensor([2]))
+
+
 def test_an_item_without_events_is_refused_by_name_where_only_its_number_is_read(any_pair):
     with pytest.raises(IndexError, match="item 9 is unknown"):
         any_pair.encode_items(torch.tensor([9]))

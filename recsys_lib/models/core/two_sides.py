@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -197,7 +198,7 @@ class TwoSides(TrainedRecommender[Examples], HistoryReader):
         known = (self.history_crow.diff() > 0 if self.reads_histories else self.user_known)[indices]  # (B,)
         if not bool(known.all()):
             user = int(indices[~known][0])
-            name = "" if self.user_ids is None else f" ({self.user_ids[user]!r})"
+            name = _named(self.user_ids, user)
             raise ValueError(f"user {user}{name} has no events, so there is nothing to make a vector of")
         if self.reads_histories:
             starts, lengths = self.history_crow[indices], self.history_crow.diff()[indices]  # (B,), (B,)
@@ -233,10 +234,10 @@ class TwoSides(TrainedRecommender[Examples], HistoryReader):
             unknown = indices[~self.item_known[indices]]  # (U,)
             if len(unknown):
                 item = int(unknown[0])
-                name = "" if self.item_ids is None else f" ({self.item_ids[item]!r})"
                 raise ValueError(
-                    f"item {item}{name} had no events in fit, and this {type(self).__name__} knows items by "
-                    f"their events only; take an item tower that reads texts"
+                    f"item {item}{_named(self.item_ids, item)} had no events in fit, and this "
+                    f"{type(self).__name__} knows items by their events only; take an item tower that reads "
+                    f"texts"
                 )
             return self._catalog_vectors()[indices].to(items.device)
         vectors = self.scaled(self.text_side(items).float())  # (N, d)
@@ -245,3 +246,8 @@ class TwoSides(TrainedRecommender[Examples], HistoryReader):
     def _similarities(self, items: Tensor) -> Tensor:
         vectors = self._catalog_vectors()  # (n_items, d)
         return cosine(vectors[items], vectors)  # (B, n_items)
+
+
+def _named(ids: pd.Index | None, place: int) -> str:
+    """The caller's own id in brackets, as Python shows it: a number of numpy would name its type."""
+    return "" if ids is None else f" ({ids[place : place + 1].tolist()[0]!r})"
