@@ -23,7 +23,6 @@ from nbformat import NotebookNode
 from book import contents
 from book.plain import (
     EXERCISE,
-    OLD_SYNTAX,
     SOLUTION,
     SOLUTION_HEADING,
     heading_problems,
@@ -116,7 +115,7 @@ def tidy(notebook: NotebookNode, root: Path = ROOT, name: str = "") -> str:
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    if name and name not in OLD_SYNTAX and notebook.cells:
+    if name and notebook.cells:
         notebook.cells[0].source = with_colab_link(notebook.cells[0].source, colab_address(name, root))
     taken: set[str] = set()
     for cell in notebook.cells:
@@ -180,19 +179,14 @@ def _hide(cell: NotebookNode) -> None:
         cell.source = f"{SAY_TITLE}\n{cell.source}"
 
 
-def problems(notebook: NotebookNode, name: str = "") -> list[str]:
-    """What keeps a notebook from being a chapter of the book, in words that say what to do.
-
-    Args:
-        notebook: what to look at.
-        name: its name without its suffix; those in ``OLD_SYNTAX`` may hold roles and directives.
-    """
-    old = name in OLD_SYNTAX
+def problems(notebook: NotebookNode) -> list[str]:
+    """What keeps a notebook from being a chapter of the book, in words that say what to do."""
     return [
         *_opening_problems(notebook),
         *_cell_problems(notebook),
         *_number_problems(notebook),
-        *(_directive_problems(notebook) if old else _plain_problems(notebook) + _exercise_problems(notebook)),
+        *_plain_problems(notebook),
+        *_exercise_problems(notebook),
         *_say_problems(notebook),
         *_ending_problems(notebook),
     ]
@@ -397,41 +391,6 @@ def _exercise_problems(notebook: NotebookNode) -> list[str]:
     return found if exercises(notebook) else [*found, "a chapter has an exercise"]
 
 
-def _directive_problems(notebook: NotebookNode) -> list[str]:
-    posed: Counter[str] = Counter()
-    solved: Counter[str] = Counter()
-    found = []
-    opened = ""  # the exercise whose solution we are in
-    for number, cell in enumerate(notebook.cells, 1):
-        if cell.cell_type == "markdown":
-            posed.update(_labels(cell.source))
-            for label in re.findall(r"^[`:]{3,}\{solution-start\}\s*(\S+)", cell.source, re.MULTILINE):
-                solved[label] += 1
-                opened = label
-            if re.search(r"^[`:]{3,}\{solution-end\}", cell.source, re.MULTILINE):
-                opened = ""
-        elif cell.cell_type == "code" and "solution" in tags(cell) and not opened:
-            found.append(
-                f"cell {number} is tagged solution but stands between no solution-start and solution-end"
-            )
-    if opened:
-        found.append(f"the solution of {opened} has no solution-end")
-    if not posed:
-        found.append("a chapter has an exercise")
-    found += [f"the exercise {label} is posed {count} times" for label, count in posed.items() if count > 1]
-    found += [f"the exercise {label} has no solution" for label in posed if label not in solved]
-    found += [f"a solution answers {label}, which is no exercise" for label in solved if label not in posed]
-    return found
-
-
-def _labels(source: str) -> list[str]:
-    """The labels of the exercises that a Markdown cell poses."""
-    return [
-        (re.search(r"^:label:\s*(\S+)", body, re.MULTILINE) or ["", "without a label"])[1]
-        for body in re.findall(r"^[`:]{3,}\{exercise\}.*?^[`:]{3,}\s*$", source, re.MULTILINE | re.DOTALL)
-    ]
-
-
 def _ending_problems(notebook: NotebookNode) -> list[str]:
     finishes = sum(
         len(re.findall(r"^chapter\.finish\(\)", cell.source, re.MULTILINE)) for cell in code_cells(notebook)
@@ -454,7 +413,7 @@ def check(path: Path, root: Path = ROOT) -> list[str]:
     found = []
     if any(cell.outputs or cell.execution_count for cell in code_cells(notebook)):
         found.append("it holds outputs; run `make tidy`")
-    found += problems(notebook, path.stem)
+    found += problems(notebook)
     if tidy(notebook, root, path.stem) != text and not found:
         found.append("it is not in its tidy form; run `make tidy`")
     return found

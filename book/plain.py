@@ -14,10 +14,6 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from book import papers
 
-# Chapters that still hold the old syntax (roles and directives of MyST). The list only gets shorter: take a
-# chapter off when it is converted, and it is held to everything here from then on.
-OLD_SYNTAX = ()
-
 # What a Markdown cell can be, by its tag. The title is the box's where the cell has no heading of its own.
 BOXES = {
     "guess": "Guess first",

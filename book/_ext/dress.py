@@ -127,8 +127,6 @@ def exercise(cell: dict[str, Any]) -> tuple[dict[str, Any], str]:
 def boxed(cell: dict[str, Any], tag: str) -> dict[str, Any]:
     """Return a cell in its box. A heading of the third level becomes the title, higher ones stand above."""
     source = text_of(cell)
-    if re.search(r"^[:`]{3,}\{", source, re.MULTILINE):
-        return cell  # a chapter in the old syntax dresses itself
     heading = re.match(r"(#{1,6}) +(.+)\n*", source)
     body = source[heading.end() :] if heading else source
     above, title = "", BOXES.get(tag, "")

@@ -629,15 +629,6 @@ def test_a_solution_may_be_the_last_thing_or_the_first() -> None:
     assert dressed([solution])[1] == ["cell 1: a solution without an exercise above it"]
 
 
-def test_old_directives_are_left_as_they_are() -> None:
-    cells = [
-        {**markdown(":::{solution-start} ex-a\n:::\n\n0.5", "toy"), "id": "a"},
-        {**code("1", [], tags=["solution"]), "id": "b"},
-        {**markdown(":::{solution-end}\n:::"), "id": "c"},
-    ]
-    assert dressed(cells) == (cells, [])
-
-
 def test_a_box_is_fenced_by_more_colons_than_its_text() -> None:
     assert boxed(markdown("a\n:::::\nb"), "note")["source"].startswith("::::::{admonition} Note\n")
     assert boxed(markdown("### Hm"), "note")["source"] == "### Hm"  # nothing to put into the box

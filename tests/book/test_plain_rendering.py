@@ -1,4 +1,4 @@
-"""Converted chapters as a host shows them that knows nothing of the book: plain CommonMark and MathJax."""
+"""Chapters as a host shows them that knows nothing of the book: plain CommonMark and MathJax."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from page_checks import math_problems, text_problems, visit, width_problems
 from playwright.sync_api import Browser
 
 from book.execute import ROOT, Layout
-from book.plain import OLD_SYNTAX
 from book.plain_page import best_copy, page
 
 LAYOUT = Layout(ROOT)
-CONVERTED = [path for path in LAYOUT.sources() if path.stem not in OLD_SYNTAX]
+SOURCES = LAYOUT.sources()
 
 
 def solution_problems(soup: BeautifulSoup) -> list[str]:
@@ -66,7 +65,7 @@ def plain_page_problems(browser: Browser, notebook: dict[str, Any], folder: Path
         ]
 
 
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_a_chapter_reads_well_without_the_book(path: Path, browser: Browser, tmp_path: Path) -> None:
     assert not plain_page_problems(browser, best_copy(path, LAYOUT), tmp_path)
 

@@ -11,11 +11,10 @@ import pytest
 
 from book.execute import ROOT, Layout
 from book.notebooks import tags
-from book.plain import OLD_SYNTAX, plain_problems
+from book.plain import plain_problems
 
 LAYOUT = Layout(ROOT)
 SOURCES = LAYOUT.sources()
-CONVERTED = [path for path in SOURCES if path.stem not in OLD_SYNTAX]
 # Folders of the machine that a copy was made on; a reader has others.
 PRIVATE = {
     str(ROOT),
@@ -95,7 +94,7 @@ def is_seen(output):
     return output.output_type == "stream" or any(not kind.startswith("application/") for kind in output.data)
 
 
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_what_the_run_wrote_is_plain_and_short(path):
     for number, cell in enumerate(executed(path).cells, 1):
         for output in cell.get("outputs", []) if "say" in tags(cell) else []:
@@ -108,7 +107,7 @@ def test_what_the_run_wrote_is_plain_and_short(path):
             )
 
 
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_hidden_cells_say_something(path):
     notebook = executed(path)
     silent = silent_cells(notebook)

@@ -22,7 +22,7 @@ from book.notebooks import (
     tidy,
     title,
 )
-from book.plain import OLD_SYNTAX, without_colab_link
+from book.plain import without_colab_link
 
 FILES = notebook_files()
 FIGURE = {
@@ -49,7 +49,6 @@ def test_figures_and_exercises_have_names_of_their_own_in_the_whole_book():
         for cell in notebook.cells:
             figure = cell.metadata.get("mystnb", {}).get("figure")
             names += [figure["name"]] if figure else []
-            names += notebooks._labels(cell.source) if cell.cell_type == "markdown" else []
         names += notebooks.exercises(notebook)
     assert sorted(names) == sorted(set(names))
 
@@ -165,39 +164,6 @@ def test_what_is_missing_is_named(change, message):
         ]
     found = problems(notebook)
     assert any(message in problem for problem in found), found
-
-
-OLD = [
-    new_markdown_cell(":::{exercise} Title\n:label: ex-a\n\nDo it.\n:::"),
-    new_markdown_cell(":::{solution-start} ex-a\n:class: dropdown\n:::\n\nSo."),
-    new_code_cell("1 + 1", metadata={"tags": ["solution"]}),
-    new_markdown_cell(":::{solution-end}\n:::"),
-]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda n: None, ""),
-        (spoil(8, source="No exercise."), "a chapter has an exercise"),
-        (spoil(8, source=":::{exercise} T\n:label: ex-b\n\nDo it.\n:::"), "exercise ex-b has no solution"),
-        (spoil(8, source=":::{exercise} T\n\nDo it.\n:::"), "without a label has no solution"),
-        (drop(11), "solution of ex-a has no solution-end"),
-        (spoil(9, source="So."), "between no solution-start and solution-end"),
-    ],
-)
-def test_chapters_in_the_old_syntax_are_held_to_its_rules(change, message, monkeypatch):
-    monkeypatch.setattr(notebooks, "OLD_SYNTAX", ("01_a",))
-    notebook = chapter()
-    notebook.cells[8:] = copy.deepcopy(OLD)
-    change(notebook)
-    found = problems(notebook, "01_a")
-    assert any(message in problem for problem in found) if message else not found, found
-    assert any("a directive" in problem for problem in problems(notebook, "02_b"))
-
-
-def test_the_list_of_old_chapters_names_chapters():
-    assert set(OLD_SYNTAX) <= {path.stem for path in FILES}
 
 
 def test_a_cell_that_says_something_is_hidden_everywhere():

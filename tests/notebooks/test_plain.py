@@ -5,12 +5,11 @@ import pytest
 
 from book import papers
 from book.notebooks import notebook_files, tags
-from book.plain import OLD_SYNTAX, heading_problems, plain_problems
+from book.plain import heading_problems, plain_problems
 
-CONVERTED = [path for path in notebook_files() if path.stem not in OLD_SYNTAX]
 CELLS = [
     pytest.param(cell, id=f"{path.stem}, cell {number}")
-    for path in CONVERTED
+    for path in notebook_files()
     for number, cell in enumerate(nbformat.read(path, as_version=4).cells, 1)
     if cell.cell_type == "markdown"
 ]
