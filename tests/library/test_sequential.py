@@ -315,11 +315,12 @@ def test_the_order_of_rows_and_the_numbering_of_time_do_not_matter(cls):
 def test_the_three_ways_to_score_negatives_agree(k, n_items, monkeypatch):
     """One negative of 500 is gathered, forty are picked from all scores, 130 of 3,000 come block by block."""
     monkeypatch.setattr(next_item, "_GATHERED", 8 * 131 * 7)  # seven rows at a time
+    monkeypatch.setattr(next_item, "_COMPARED", 1)  # 64 rows at a time, and six at the end
     generator = torch.Generator().manual_seed(0)
-    hidden, vectors = torch.randn(30, 8, generator=generator), torch.randn(n_items, 8, generator=generator)
+    hidden, vectors = torch.randn(70, 8, generator=generator), torch.randn(n_items, 8, generator=generator)
     targets, negatives = (
-        torch.randint(n_items, (30,), generator=generator),
-        torch.randint(n_items, (30, k), generator=generator),
+        torch.randint(n_items, (70,), generator=generator),
+        torch.randint(n_items, (70, k), generator=generator),
     )
     negatives[:, 0] = negatives[0, 0]  # an item that every row has
     hidden.requires_grad_()

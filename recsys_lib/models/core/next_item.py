@@ -38,7 +38,7 @@ _LOSSES = {"softmax": 0, "sampled_softmax": 256, "bce": 1, "gbce": 256}
 _STEPS = 16  # in an epoch, at least
 _MANY = 128  # scores a question, from which on their vectors are not held all at once
 _GATHERED = 2**18  # numbers in the vectors that are: 1 MB, what a processor's cache holds
-_COMPARED = 2**17  # scores of full softmax that are held at once: 0.5 MB; on a GPU 2**9 times as many
+_COMPARED = 2**17  # scores of a whole catalog that are held at once: 0.5 MB; on a GPU 2**9 times as many
 _EVENTS_AT_ONCE = 2**13  # in a batch of scoring: enough to keep a processor busy, few enough for its cache
 
 
@@ -287,6 +287,11 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
         return scores
 
 
+def _questions_at_once(vectors: Tensor) -> int:
+    """How many questions are compared with the whole catalog at a time: few on a CPU, for its cache."""
+    return max(64, (_COMPARED if vectors.device.type == "cpu" else _COMPARED * 2**9) // len(vectors))
+
+
 def catalog_softmax(hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
     """``losses.softmax_loss(hidden @ vectors.mT, targets)``, without ever holding all scores: ().
 
@@ -316,8 +321,7 @@ class _CatalogSoftmax(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         h, v = hidden.to(wide), vectors.to(wide)  # (N, d), (n_items, d)
         total, to_hidden, to_vectors = h.new_zeros(()), torch.empty_like(h), torch.zeros_like(v)
-        at_once = _COMPARED if h.device.type == "cpu" else _COMPARED * 2**9
-        step = max(64, at_once // len(v))
+        step = _questions_at_once(v)
         for rows, asked, grad in zip(h.split(step), targets.split(step), to_hidden.split(step), strict=True):
             log_p = (rows @ v.mT).log_softmax(dim=1)  # (b, n_items)
             total -= log_p.gather(1, asked[:, None]).sum()
@@ -350,12 +354,38 @@ def _scores_of(hidden: Tensor, vectors: Tensor, targets: Tensor, negatives: Tens
     """
     items = torch.cat([targets[:, None], negatives], dim=1)  # (N, 1 + K)
     if 16 * items.shape[1] >= len(vectors):
-        scores = (hidden @ vectors.mT).gather(1, items)  # (N, 1 + K)
+        scores = _PickedScores.apply(hidden, vectors, items)  # (N, 1 + K)
     elif items.shape[1] < _MANY:
         scores = (functional.embedding(items, vectors) @ hidden[:, :, None]).squeeze(2)  # (N, 1 + K)
     else:
         scores = _ManyScores.apply(hidden, vectors, items)  # (N, 1 + K)
     return scores[:, 0], scores[:, 1:]
+
+
+class _PickedScores(torch.autograd.Function):
+    """``(hidden @ vectors.mT).gather(1, items)``, block by block of questions; (N, n_items) is never held."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, vectors: Tensor, items: Tensor) -> Tensor:
+        """Takes hidden (N, d), vectors (n_items, d), items (N, C) int64; gives (N, C)."""
+        ctx.save_for_backward(hidden, vectors, items)
+        step = _questions_at_once(vectors)
+        blocks = zip(hidden.split(step), items.split(step), strict=True)  # (b, d), (b, C)
+        return torch.cat([(rows @ vectors.mT).gather(1, picked) for rows, picked in blocks])  # (N, C)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Takes (N, C); gives (N, d), (n_items, d)."""
+        hidden, vectors, items = ctx.saved_tensors
+        step = _questions_at_once(vectors)
+        to_hidden, to_vectors = torch.empty_like(hidden), torch.zeros_like(vectors)
+        blocks = zip(*(x.split(step) for x in (hidden, items, grad, to_hidden)), strict=True)
+        for rows, picked, slope, out in blocks:  # (b, d), (b, C), (b, C), (b, d)
+            spread = slope.new_zeros(len(rows), len(vectors)).scatter_add_(1, picked, slope)  # (b, n_items)
+            torch.mm(spread, vectors, out=out)
+            to_vectors.addmm_(spread.mT, rows)
+        return to_hidden, to_vectors, None
 
 
 class _ManyScores(torch.autograd.Function):
