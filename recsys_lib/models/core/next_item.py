@@ -20,14 +20,14 @@ from torch.nn import functional
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets, take_rows
-from recsys_lib.devices import in_float32, seed_generator
+from recsys_lib.devices import in_float32
 from recsys_lib.losses import bce_loss, gbce_loss, sampled_softmax_loss
 from recsys_lib.models.core.checks import check_histories
 from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.core.options import learned, option
 from recsys_lib.models.core.sequence_encoder import SequenceEncoder
 from recsys_lib.models.core.trained import TrainedRecommender
-from recsys_lib.models.core.windows import by_length, cut_windows, rows_of, shuffle_ties
+from recsys_lib.models.core.windows import by_length, cut_windows, kept_histories, rows_of, shuffle_ties
 from recsys_lib.negatives import other_items
 
 __all__ = ["NextItemRecommender"]
@@ -211,10 +211,9 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
     # Scoring.
 
     def _keep_histories(self, interactions: Interactions) -> None:
-        # On the CPU whatever the device is, so that the order of ties is the same on all.
-        order = shuffle_ties(interactions, seed_generator(self.seed))  # (E,)
-        self._keep("history_crow", offsets(interactions.user_counts()))
-        self._keep("history_items", interactions.items[order])
+        crow, items = kept_histories(interactions, self.seed)  # (n_users + 1,), (E,)
+        self._keep("history_crow", crow)
+        self._keep("history_items", items)
 
     @torch.no_grad()
     @in_float32()

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
-from recsys_lib.devices import in_float32, seed_generator
+from recsys_lib.devices import in_float32
 from recsys_lib.models.core.checks import check_histories, check_indices
 from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.core.options import learned, option
 from recsys_lib.models.core.trained import TrainedRecommender
-from recsys_lib.models.core.windows import shuffle_ties
+from recsys_lib.models.core.windows import kept_histories
 from recsys_lib.similarity import cosine
 
 __all__ = ["TwoSides"]
@@ -129,10 +129,9 @@ class TwoSides(TrainedRecommender[Examples], HistoryReader):
 
     def _keep_histories(self, interactions: Interactions) -> None:
         self._check_reading()
-        # On the CPU whatever the device is, so that the order of ties is the same on all.
-        order = shuffle_ties(interactions, seed_generator(self.seed))  # (E,)
-        self._keep("history_crow", offsets(interactions.user_counts()))
-        self._keep("history_items", interactions.items[order])
+        crow, items = kept_histories(interactions, self.seed)  # (n_users + 1,), (E,)
+        self._keep("history_crow", crow)
+        self._keep("history_items", items)
 
     def _check_reading(self) -> None:
         if not self.reads_histories:

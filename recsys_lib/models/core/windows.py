@@ -5,8 +5,9 @@ from torch import Tensor
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets, run_starts, within_rows
+from recsys_lib.devices import seed_generator
 
-__all__ = ["by_length", "cut_windows", "rows_of", "shuffle_ties", "strictly_before"]
+__all__ = ["by_length", "cut_windows", "kept_histories", "rows_of", "shuffle_ties", "strictly_before"]
 
 
 def shuffle_ties(events: Interactions, generator: torch.Generator) -> Tensor:
@@ -15,6 +16,18 @@ def shuffle_ties(events: Interactions, generator: torch.Generator) -> Tensor:
     group = run_starts(events.users, events.timestamps).cumsum(0)  # (E,)
     shuffled = torch.randperm(len(group), generator=generator, device=generator.device).to(device)  # (E,)
     return shuffled[group[shuffled].argsort(stable=True)]
+
+
+def kept_histories(events: Interactions, seed: int) -> tuple[Tensor, Tensor]:
+    """What a model keeps of every user's history, to read it when asked.
+
+    Returns:
+        ``crow`` (n_users + 1,) int64 offsets, and items (E,) int64, user after user, oldest first; those of
+        one time in an order that ``seed`` decides.
+    """
+    # On the CPU whatever the device is, so that the order of ties is the same on all.
+    order = shuffle_ties(events, seed_generator(seed))  # (E,)
+    return offsets(events.user_counts()), events.items[order]
 
 
 def strictly_before(events: Interactions) -> Tensor:
