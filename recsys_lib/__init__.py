@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 def load(folder: "str | Path", **options: Any) -> "Recommender":
     """Loads a saved model, whatever its class; see ``recsys_lib.models.core.loading.load``."""
+    import recsys_lib.pipeline  # noqa: F401  # makes its class known
     from recsys_lib.models.core.loading import load as load_model
 
     return load_model(folder, **options)

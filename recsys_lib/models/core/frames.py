@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from recsys_lib.models.core.contract import Recommender
     from recsys_lib.models.core.histories import HistoryReader
 
-__all__ = ["histories_frame", "left_out_of", "similar_frame", "users_frame", "write_parquet"]
+__all__ = [
+    "as_list",
+    "histories_frame",
+    "ids_of",
+    "left_out_of",
+    "lists_frame",
+    "positions",
+    "similar_frame",
+    "users_frame",
+    "write_parquet",
+]
 
 _USERS_AT_ONCE = 4096
 
@@ -37,11 +47,11 @@ def users_frame(
     progress: bool,
 ) -> pd.DataFrame:
     """See ``Recommender.recommend_frame``."""
-    ids = _listed(users, "users")
-    indices = _positions(model.user_ids, ids, "user", type(model).__name__)  # (B,)
+    ids = as_list(users, "users")
+    indices = positions(model.user_ids, ids, "user", type(model).__name__)  # (B,)
     found, scores = model.recommend(indices, k, exclude, allowed=allowed, progress=progress)
-    return _frame(
-        pd.Index(ids, name="user_id"), found, scores, _ids(model.item_ids, type(model).__name__), items
+    return lists_frame(
+        pd.Index(ids, name="user_id"), found, scores, ids_of(model.item_ids, type(model).__name__), items
     )
 
 
@@ -62,7 +72,7 @@ def histories_frame(
         )
     named = dict(histories) if isinstance(histories, Mapping) else dict(enumerate(histories))
     name = type(model).__name__
-    read = [_positions(model.item_ids, _listed(ids, "a history"), "item", name) for ids in named.values()]
+    read = [positions(model.item_ids, as_list(ids, "a history"), "item", name) for ids in named.values()]
     scores = model.score_histories(read)  # (B, n_items)
 
     def had(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,11 +84,11 @@ def histories_frame(
     if left_out is not None:
         scores[tuple(index.to(scores.device) for index in left_out(rows))] = -torch.inf
     found, values = rank_topk(scores, check_length(k, model.n_items), users=rows)  # (B, k)
-    return _frame(
+    return lists_frame(
         pd.Index(list(named), name="user_id"),
         found,
         values,
-        _ids(model.item_ids, type(model).__name__),
+        ids_of(model.item_ids, type(model).__name__),
         items,
     )
 
@@ -92,9 +102,9 @@ def similar_frame(
     allowed: Iterable[Any] | None,
 ) -> pd.DataFrame:
     """See ``Recommender.similar_items``."""
-    ids = _listed(of, "items")
-    known = _ids(model.item_ids, type(model).__name__)
-    indices = _positions(known, ids, "item", type(model).__name__)  # (B,)
+    ids = as_list(of, "items")
+    known = ids_of(model.item_ids, type(model).__name__)
+    indices = positions(known, ids, "item", type(model).__name__)  # (B,)
     with torch.no_grad():
         scores = model._similarities(indices.to(model.device)).to("cpu", torch.float32)  # (B, n_items)
     itself: LeftOut = lambda rows: (rows, indices[rows])  # noqa: E731
@@ -103,7 +113,7 @@ def similar_frame(
     assert left_out is not None
     scores[left_out(rows)] = -torch.inf
     found, values = rank_topk(scores, check_length(k, model.n_items), users=indices)  # (B, k)
-    return _frame(pd.Index(ids, name="item_id"), found, values, known, items, other="similar_id")
+    return lists_frame(pd.Index(ids, name="item_id"), found, values, known, items, other="similar_id")
 
 
 def write_parquet(
@@ -124,18 +134,18 @@ def write_parquet(
     indices = (
         torch.arange(model.n_users, device="cpu")
         if users is None
-        else _positions(model.user_ids, _listed(users, "users"), "user", name)
+        else positions(model.user_ids, as_list(users, "users"), "user", name)
     )  # (U,)
     if not len(indices):
         raise ValueError("there are no users to write lists for")
-    catalog, items = _ids(model.user_ids, name), _ids(model.item_ids, name)
+    catalog, items = ids_of(model.user_ids, name), ids_of(model.item_ids, name)
     with write_whole(path) as part:
         writer = None
         try:
             for asked in progress_bar(indices.split(_USERS_AT_ONCE), "recommending", enabled=progress):
                 found, scores = model.recommend(asked, k, exclude, allowed=allowed, progress=False)
                 owners = catalog.take(asked.numpy()).rename("user_id")
-                frame = _frame(owners, found, scores, items, None)
+                frame = lists_frame(owners, found, scores, items, None)
                 table = pa.Table.from_pandas(frame, preserve_index=False)
                 if writer is None:
                     writer = pq.ParquetWriter(part, table.schema)
@@ -146,7 +156,7 @@ def write_parquet(
     return path
 
 
-def _frame(
+def lists_frame(
     owners: pd.Index,
     found: Tensor,
     scores: Tensor,
@@ -199,10 +209,10 @@ def _allowed(model: "Recommender", ids: Iterable[Any] | None) -> Tensor | None:
     """
     if ids is None:
         return None
-    listed = _listed(ids, "allowed")
+    listed = as_list(ids, "allowed")
     if len(listed) and all(isinstance(x, bool | np.bool_) for x in listed):
         raise TypeError("allowed must be item ids, got a mask; take the ids where it is True")
-    catalog = _ids(model.item_ids, type(model).__name__)
+    catalog = ids_of(model.item_ids, type(model).__name__)
     # Ids that the model does not know are no fault here: a shop's stock holds items that nobody bought yet.
     places = catalog.get_indexer(pd.Index(listed, tupleize_cols=False))
     places = places[places >= 0]
@@ -230,7 +240,7 @@ def left_out_of(
     return _left_out(model, None if exclude is None else seen_in(exclude), allowed)
 
 
-def _listed(ids: Iterable[Any] | Any, what: str) -> list[Any]:
+def as_list(ids: Iterable[Any] | Any, what: str) -> list[Any]:
     """Ids as a list; one id alone counts as a list of one."""
     if isinstance(ids, Tensor):
         return list(ids.tolist()) if ids.ndim else [ids.item()]
@@ -241,7 +251,12 @@ def _listed(ids: Iterable[Any] | Any, what: str) -> list[Any]:
     return list(ids)
 
 
-def _ids(catalog: pd.Index | None, name: str) -> pd.Index:
+def ids_of(catalog: pd.Index | None, name: str) -> pd.Index:
+    """The ids of a catalog.
+
+    Raises:
+        ValueError: the model ``name`` was saved without.
+    """
     if catalog is None:
         raise ValueError(
             f"this {name} was saved without the ids of users and items; fit it again, or ask it by index"
@@ -254,13 +269,13 @@ def _first(ids: pd.Index) -> Any:
     return ids[:1].tolist()[0]
 
 
-def _positions(catalog: pd.Index | None, ids: list[Any], role: str, name: str) -> Tensor:
+def positions(catalog: pd.Index | None, ids: list[Any], role: str, name: str) -> Tensor:
     """Indices (B,) int64 of ids in a catalog.
 
     Raises:
         KeyError: ids that the model does not know; the message shows some, and one that it does know.
     """
-    known = _ids(catalog, name)
+    known = ids_of(catalog, name)
     places = known.get_indexer(pd.Index(ids, tupleize_cols=False)) if ids else np.zeros(0, dtype=np.int64)
     unknown = [ids[i] for i in np.flatnonzero(places < 0)[:3]]
     if unknown:

@@ -80,6 +80,10 @@ class Saved(
         that only ``fit`` makes need no ``build``: they come back with their stored shapes.
         """
 
+    def _state_to_save(self) -> dict[str, Tensor]:
+        """What goes into the file of weights; parts that are saved by themselves do not."""
+        return self.state_dict()
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """Writes the files; called by ``save_pretrained``, which has removed an older ``config.json``.
 
@@ -87,7 +91,7 @@ class Saved(
         beside it are complete and belong to it.
         """
         state = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._state_to_save().items()
         }
         model_class = type(self).__name__
         config = {
