@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 JOBS ?= 2
 PORT ?= 8000
+API_PORT ?= 8001
+PIPELINE ?= _build/pipeline
 
 # The checkout's own packages come first, whatever is installed.
 export PYTHONPATH := $(CURDIR)
@@ -18,7 +20,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env contents book execute html serve test unit gpu-check lint notebook-tests accept references stamp tidy lock lock-check bench clean
+.PHONY: help env contents book execute html serve serve-api test unit gpu-check lint notebook-tests accept references stamp tidy lock lock-check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -57,6 +59,11 @@ serve: ## show the built book on this machine
 	@[ -f _build/html/index.html ] || { echo "there is no built book; run make book" >&2; exit 1; }
 	@echo "http://127.0.0.1:$(PORT)/"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+# On this machine alone; RECSYS_API_KEY sets a key. A pipeline is what Pipeline.save_pretrained wrote.
+serve-api: env ## serve the saved pipeline PIPELINE as recommendations over HTTP
+	@[ -f "$(PIPELINE)/config.json" ] || { echo "there is no saved pipeline in $(PIPELINE); say where: make serve-api PIPELINE=folder" >&2; exit 1; }
+	@$(BIN)/python -m recsys_lib.serve "$(PIPELINE)" --port $(API_PORT)
 
 # Quick checks first, so that a mistake shows early; the last run covers every test there is.
 test: lint unit notebook-tests book ## everything: checks, execution, build, all tests
