@@ -24,7 +24,6 @@ from starlette.staticfiles import StaticFiles
 
 from recsys_lib import __version__
 from recsys_lib.pipeline import Stages
-from recsys_lib.retrieval import FaissIndex
 from recsys_lib.serve.engine import Engine, Refused
 from recsys_lib.serve.schema import (
     Answer,
@@ -59,7 +58,7 @@ _POLICY = (
 _KINDS = ("int", "str", "constrained-int", "constrained-str")  # of ids, as the checks name them
 _DOCS = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Recommendations: the interface</title>
-<link rel="stylesheet" href="assets/swagger-ui.css"></head>
+<link rel="stylesheet" href="assets/swagger-ui.css"><link rel="icon" href="data:,"></head>
 <body><div id="swagger-ui"></div>
 <script src="assets/swagger-ui-bundle.js"></script><script src="static/docs.js"></script></body></html>
 """
@@ -276,9 +275,7 @@ def create_app(settings: Settings) -> FastAPI:
     engine = Engine(settings.folder, store)
     numbers = Numbers()
     numbers.serves(engine.served.version)
-    # A search of FAISS is widened by changing the index, which only one may do at a time.
-    alone = isinstance(engine.served.pipeline.index, FaissIndex)
-    pool = ThreadPoolExecutor(1 if alone else settings.workers, thread_name_prefix="answer")
+    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="answer")
     waiting = 0
 
     async def answered(ask: Callable[[], T]) -> T:

@@ -1,5 +1,6 @@
 """From a request to an answer: the pipeline, and what has happened since it was fitted."""
 
+import contextlib
 import json
 import math
 import threading
@@ -15,6 +16,7 @@ import torch
 from recsys_lib.models.core.saving import CONFIG_FILE
 from recsys_lib.models.two_tower import TwoTower
 from recsys_lib.pipeline import Pipeline, Stages, at_most_of_a_group
+from recsys_lib.retrieval import FaissIndex
 from recsys_lib.serve.schema import (
     MOST_HISTORY,
     Answer,
@@ -83,6 +85,16 @@ class Served:
                 raise ValueError(
                     f"a service is asked by ids that are whole numbers or texts; {role}s: {kind}"
                 )
+        # Dictionaries, since an index of pandas is slow for one id at a time; in them 7 is not "7".
+        self._users, self._items = (
+            {_json_id(given): place for place, given in enumerate(ids)}
+            for ids in (pipeline.user_ids, pipeline.item_ids)
+            if ids is not None
+        )
+        # A search of FAISS is widened by changing the index, which only one may do at a time.
+        self.turn: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if isinstance(pipeline.index, FaissIndex) else contextlib.nullcontext()
+        )
         table = pipeline.catalog
         shown = [name for name in _SHOWN if name in table.columns]
         columns = [[_plain(value) for value in table[name]] for name in shown]
@@ -116,11 +128,11 @@ class Served:
 
     def user(self, given: int | str) -> int | None:
         """The index of a user, or None."""
-        return _place(self.pipeline.user_ids, given)
+        return self._users.get(given)
 
     def item(self, given: int | str) -> int | None:
         """The index of an item, or None."""
-        return _place(self.pipeline.item_ids, given)
+        return self._items.get(given)
 
     def item_at(self, index: int) -> int | str:
         """The caller's id of an item."""
@@ -170,7 +182,7 @@ class Engine:
                     self.reload_failed = ""
                     return False
                 served = Served.load(self.folder)
-            except (OSError, ValueError, TypeError) as error:
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the former one serves
                 self.reload_failed = type(error).__name__
                 return False
             self.served, self.reload_failed = served, ""
@@ -199,8 +211,12 @@ class Engine:
         Raises:
             Refused: it is for nobody that is known, or asks for what the pipeline cannot do.
         """
-        served, stages = self.served, Stages()
-        pipeline, new_events, basis = served.pipeline, 0, "text"
+        served = self.served  # the one that answers, even if another takes its place meanwhile
+        with served.turn:
+            return self._recommend(served, request)
+
+    def _recommend(self, served: Served, request: ForUser | ForHistory | ForText) -> tuple[Answer, Stages]:
+        pipeline, stages, new_events, basis = served.pipeline, Stages(), 0, "text"
         if request.at_most is not None and pipeline._groups is None:
             raise Refused(409, "no_groups", "the items of this model have no groups", "at_most")
         k = min(request.k, pipeline.n_items)
@@ -323,18 +339,6 @@ def _popular(served: Served, request: ForUser | ForHistory, k: int) -> list[List
         left = [left[place] for place in at_most_of_a_group(left, served.pipeline._groups_of(), at_most)]
     best = left[:k]
     return served.listed([served.item_at(i) for i in best], served.counts[best].tolist())
-
-
-def _place(catalog: pd.Index | None, given: int | str) -> int | None:
-    """The index of an id; a text is never a number here."""
-    assert catalog is not None
-    numbers = pd.api.types.is_integer_dtype(catalog.dtype)
-    if isinstance(given, str) == numbers and (numbers or catalog.dtype != object):
-        return None
-    found = catalog.get_indexer(
-        pd.Index([given], tupleize_cols=False, dtype=catalog.dtype if numbers else None)
-    )
-    return int(found[0]) if found[0] >= 0 else None
 
 
 def _json_id(given: Any) -> int | str:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -633,6 +634,57 @@ def test_pages_ask_nobody_else(client):
         for name in re.findall(r'(?:src|href)="([^"]+)"', client.get(page).text):
             if not name.startswith("data:"):
                 assert client.get("/" + name).status_code == 200, name
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium of this machine; the variable BOOK_BROWSER may name another one."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    path = os.environ.get("BOOK_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("there is no browser on this machine; install Chromium, or name one in BOOK_BROWSER")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.slow
+def test_the_pages_in_a_browser(client, browser):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page, asked, errors = browser.new_page(viewport={"width": 380, "height": 800}), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(f"{client.base_url}/")
+    popular = page.locator("#listed li")
+    popular.nth(9).wait_for()
+    before = popular.all_inner_texts()
+    page.fill("#words", "title 1")
+    page.locator("#found li").first.wait_for()
+    assert all(text.startswith("Title 1") for text in page.locator("#found li").all_inner_texts())
+    page.locator("#found button").first.click()
+    page.locator("#chosen li").wait_for()
+    page.locator("#about", has_text="history;").wait_for()
+    assert popular.all_inner_texts() != before
+    faults = [
+        one["id"] for one in axe.run(page).response["violations"] if one["impact"] in ("serious", "critical")
+    ]
+    assert not faults
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    page.locator("summary").click()
+    page.fill("#user", "u4")
+    page.locator("#about", has_text="user;").wait_for()
+    assert not errors
+    page.fill("#user", "<b>nobody</b>")
+    page.locator("#problem", has_text="not known").wait_for()
+    errors.clear()  # a browser notes every 404
+    page.goto(f"{client.base_url}/docs")
+    page.locator(".opblock").nth(6).wait_for()
+    assert page.locator(".opblock").count() == 7
+    assert not errors
+    assert {httpx.URL(url).netloc for url in asked if not url.startswith("data:")} == {client.base_url.netloc}
 
 
 def test_the_interface_describes_itself(client):
