@@ -4,8 +4,9 @@ A name is followed to the module that defines it: ``from recsys_lib.models impor
 package's ``__init__.py`` to ``bpr.py`` and to what that imports, not to the other models. So a change in one
 model runs the chapters that use it and no others.
 
-A module counts with its whole text. Of an ``__init__.py`` on the way count only the import of each name that
-is used, and whatever else may do something when the package is imported; so one more export runs no chapter.
+A module counts with its whole text, and with the files that are no modules in its folder and in those around
+it. Of an ``__init__.py`` on the way count only the import of each name that is used, and whatever else may do
+something when the package is imported; so one more export runs no chapter.
 Where the source does not tell (a star import, a module's ``__getattr__``, code that cannot be parsed),
 everything that might be meant counts.
 """
@@ -31,7 +32,7 @@ class Package:
         self.root = root
         folder = root / name
         self.modules = {self._module_name(path): path for path in sorted(folder.rglob("*.py"))}
-        # files that modules may read at run time; nothing tells which module reads which
+        # files that modules may read at run time; nothing tells which module of a folder reads which
         self.data = [
             path
             for path in sorted(folder.rglob("*"))
@@ -54,8 +55,16 @@ class Package:
             whole, found = set(self.modules), {}
         if not whole and not found:
             return {}
-        found |= {path: path.read_bytes() for path in [*(self.modules[name] for name in whole), *self.data]}
-        return dict(sorted(found.items()))
+        found |= {self.modules[name]: self.modules[name].read_bytes() for name in whole}
+        # Those of a part of the package that nobody asks for are read by nobody.
+        folders = {folder for path in found for folder in path.parents}
+        read = [path for path in self.data if self._nearest_package(path) in folders]
+        return dict(sorted({**found, **{path: path.read_bytes() for path in read}}.items()))
+
+    def _nearest_package(self, path: Path) -> Path:
+        """The innermost folder around a file that holds modules."""
+        packages = {module.parent for module in self.modules.values()}
+        return next(folder for folder in path.parents if folder in packages or folder == self.root)
 
     def _used(self, tree: ast.Module) -> tuple[set[str], dict[str, set[str]]]:
         """The modules that count as a whole, and the packages on the way with the names used of each."""

@@ -75,6 +75,16 @@ def test_files_that_are_no_modules_count_for_whoever_uses_the_package(package, t
     assert again.closure("import math") == {}
 
 
+def test_files_of_a_part_that_nobody_uses_do_not_count(package, tmp_path):
+    page = tmp_path / "lib" / "models" / "static" / "page.css"
+    page.parent.mkdir()
+    page.write_text("")
+    again = Package(tmp_path, "lib")
+    assert page not in again.closure("import lib.base")
+    assert page in again.closure("from lib.models import One")
+    assert page in again.closure("import import")
+
+
 INIT = FILES["models/__init__.py"]
 
 
