@@ -198,10 +198,10 @@ class Pipeline(HistoryReader):
 
     **Filters and diversity** are of lists, not of scores: ``recommend`` and its kin take ``allowed``,
     ``blocked``, ``at_most`` and ``diversity``, the latter two with the options as their defaults. With
-    ``diversity`` the ``n_candidates`` best are ordered by ``maximal_marginal_relevance``: relevance is the
-    score, stretched to 0 to 1 over them, and similarity the cosine of the retriever's vectors, or where it
-    has none the share of groups that two items have in common. Items of a list keep their scores, which then
-    do not descend.
+    ``diversity`` the ``n_candidates`` best, or the ``k`` best of a longer list, are ordered by
+    ``maximal_marginal_relevance``: relevance is the score, stretched to 0 to 1 over them, and similarity the
+    cosine of the retriever's vectors, or where it has none the share of groups that two items have in common.
+    Items of a list keep their scores, which then do not descend.
 
     **Whom it serves.** Users of the fit; people with a history, where all parts read histories; and a text,
     where the retriever reads texts (``TwoTower(item_tower="text")``): it is taken for the text of an item,

@@ -97,6 +97,22 @@ def test_the_reranker_orders_the_best_unseen_of_the_retriever(fitted, inter):
     assert not torch.equal(found, alone)  # it does change the order
 
 
+def test_what_was_had_is_a_candidate_where_the_retriever_puts_it_among_them(fitted, inter):
+    """And no further down: the last candidate is the n-th that is new."""
+    told_apart, popular = False, Popularity().fit(inter, progress=False)
+    for n in (2, 5, 12):
+        model = Pipeline(popular, reranker=fitted.reranker, n_candidates=n).assemble(inter)
+        for user in range(N_USERS):
+            stages = Stages()
+            model.recommend(torch.tensor([user]), 5, stages=stages)
+            order = popular.recommend(torch.tensor([user]), N_ITEMS)[0][0].tolist()
+            own = set(inter.items[inter.users == user].tolist())
+            new = [place for place, item in enumerate(order) if item not in own]
+            assert stages.candidates == new[n - 1] + 1
+            told_apart |= order[new[n - 1] + 1] in own
+    assert told_apart
+
+
 def test_what_is_not_a_candidate_follows_in_the_order_of_the_retriever(fitted, inter):
     user = torch.tensor([3])
     found, values = fitted.recommend(user, k=60, exclude=inter)
@@ -318,6 +334,20 @@ def test_lists_hold_at_most_so_many_of_a_group(fitted, inter, items, at_most):
     assert len(found) == min(6, 3 * at_most)
 
 
+def test_a_list_goes_on_below_what_was_made_diverse(fitted, inter, items):
+    """Twenty are made diverse; where a group is full among them, the list is filled in the old order."""
+    user = torch.tensor([8])
+    diverse = fitted.recommend(user, 20, inter, diversity=0.6)[0][0].tolist()
+    order = fitted.recommend(user, N_ITEMS, inter)[0][0]
+    order = diverse + [item for item in order[order >= 0].tolist() if item not in diverse]
+    kinds = items.set_index("item_id")["genres"]
+    groups = [frozenset(kinds[f"i{i:02}"]) for i in range(N_ITEMS)]
+    for at_most in (1, 3, 7):
+        found = fitted.recommend(user, 20, inter, diversity=0.6, at_most=at_most)[0][0]
+        wanted = [order[place] for place in at_most_of_a_group(order, groups, at_most)][:20]
+        assert found[found >= 0].tolist() == wanted
+
+
 def test_the_options_are_the_rules_of_every_list(fitted, inter, items):
     model = Pipeline(fitted.retriever, items=items, at_most=1, diversity=0.5).assemble(inter)
     assert len(model.recommend_frame("u8", 6, exclude=inter)) == 3
@@ -474,6 +504,25 @@ def test_what_fails_on_the_way_leaves_the_older_one(fitted, inter, tmp_path, mon
         other.save_pretrained(tmp_path / "shop")
     assert {path.name for path in tmp_path.iterdir()} == {"shop"}
     assert torch.equal(Pipeline.from_pretrained(tmp_path / "shop").score(torch.tensor([0, 1])), before)
+
+
+def test_what_breaks_while_an_older_one_is_replaced_is_no_pipeline(fitted, inter, tmp_path, monkeypatch):
+    fitted.save_pretrained(tmp_path / "shop")
+    remove = shutil.rmtree
+
+    def torn(path, *args, **kwargs):
+        if path == tmp_path / "shop" / "reranker":
+            raise OSError("the plug was pulled")
+        remove(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", torn)
+    with pytest.raises(OSError, match="plug"):
+        Pipeline(fitted.retriever).assemble(inter).save_pretrained(tmp_path / "shop")
+    with pytest.raises(FileNotFoundError, match="saving was interrupted"):
+        recsys_lib.load(tmp_path / "shop")
+    monkeypatch.undo()
+    fitted.save_pretrained(tmp_path / "shop")
+    assert type(recsys_lib.load(tmp_path / "shop").reranker) is ItemKNN
 
 
 def test_a_folder_that_is_not_whole_is_refused(fitted, inter, tmp_path):
