@@ -37,7 +37,7 @@ def shop(tmp_path, monkeypatch) -> Path:
 
 def snippet() -> str:
     section = (ROOT / "README.md").read_text("utf8").partition("## Use the library")[2].partition("\n## ")[0]
-    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    return "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
 
 
 def test_the_readme_runs_on_an_untidy_export(shop, capsys):
@@ -58,3 +58,4 @@ def test_the_readme_runs_on_an_untidy_export(shop, capsys):
     assert everybody.groupby("user_id").size().tolist() == [10] * 50
     assert type(names["model"]).__name__ == "EASE"
     assert names["model"].item_ids.tolist() == names["bought"].item_ids.tolist()
+    assert (shop / "models" / "shop" / "config.json").is_file()
