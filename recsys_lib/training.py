@@ -1,25 +1,31 @@
-"""The one training loop, and its parts: batches, the log, early stopping."""
+"""The one training loop, and its parts: batches, steps, the log, early stopping, checkpoints."""
 
 import copy
 import math
+import pickle
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recsys_lib.files import write_whole
 from recsys_lib.large_batches import any_process, average_gradients
 from recsys_lib.progress import progress_bar
 
-__all__ = ["EarlyStopping", "Training", "Validation", "batches", "passes", "train"]
+__all__ = ["Checkpoints", "EarlyStopping", "Steps", "Training", "Validation", "batches", "passes", "train"]
 
-Losses = Callable[[], Iterable[tuple[Tensor, int]]]
-"""One epoch: for each batch its loss (), and the number of examples that it is the mean of."""
+Losses = Callable[..., Iterable[tuple[Tensor, int]]]
+"""One epoch: for each batch its loss (), and the number of examples that it is the mean of.
+
+Called without arguments; where ``train`` is given ``steps``, with the number of the epoch, from 1, and how
+many of its batches are done already, by a run that was killed."""
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
@@ -74,6 +80,17 @@ class EarlyStopping:
         self.waited += 1
         return self.waited >= self.patience
 
+    def state(self) -> dict[str, Any]:
+        """All that it knows, for a checkpoint."""
+        return {name: getattr(self, name) for name in self._KNOWN}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` gave."""
+        for name in self._KNOWN:
+            setattr(self, name, state[name])
+
+    _KNOWN = ("best", "best_step", "waited", "_state")
+
     def restore(self, module: nn.Module) -> None:
         """Puts the best state back into the module.
 
@@ -118,6 +135,174 @@ class Training:
     stopped_by: str
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run leaves what it needs to go on after it was killed, and how often.
+
+    A run that finds a checkpoint of its own goes on from it, and ends where it would have ended: parameters,
+    the optimizer's moments, the log, the best state, and the random numbers of dropout are all in it. It is
+    one file, which is there whole or not at all; a run that comes to its end removes it.
+
+    Attributes:
+        folder: where the file lies; made where it is missing.
+        every: steps between two checkpoints. There is one after each epoch as well.
+        key: what the run depends on, such as a hash of its options and data.
+    """
+
+    folder: Path
+    every: int
+    key: str
+
+    @property
+    def file(self) -> Path:
+        """The one file."""
+        return self.folder / "checkpoint.pt"
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint by this state, of tensors, numbers and texts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with write_whole(self.file) as part:
+            torch.save({"key": self.key, **state}, part)
+
+    def read(self) -> dict[str, Any] | None:
+        """The state to go on from, its tensors on the CPU; None where there is none.
+
+        Raises:
+            ValueError: the file is of a run with other options or data, or damaged.
+        """
+        if not self.file.is_file():
+            return None
+        advice = "remove it to start over, or name another folder"
+        try:
+            # Tensors and plain values only: a file cannot bring code along.
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.file} is damaged ({error}); {advice}") from error
+        if state.pop("key", None) != self.key:
+            raise ValueError(
+                f"{self.file} is the checkpoint of a run with other options or other data; {advice}"
+            )
+        return state
+
+    def remove(self) -> None:
+        """Forgets the run, which is over."""
+        self.file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How steps are taken; the defaults are a step of Adam in float32 after each batch, at one rate.
+
+    Attributes:
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``: what products of matrices are computed in.
+            Parameters and their gradients stay float32; with float16 the loss is scaled, so that small
+            gradients do not vanish (Micikevicius et al. 2018, "Mixed Precision Training").
+        accumulate: batches in a step. Its gradient is that of their examples as one batch.
+        clip: the largest length of the gradient of all parameters together; a longer one is scaled down.
+        warm_up: steps in which the rate grows from zero to its value.
+        total: steps of the whole run. With it the rate falls after the warm-up, in a straight line to zero
+            (Devlin et al. 2019, "BERT", appendix A.2); without it the rate stays.
+        checkpoints: for runs that may be killed.
+    """
+
+    precision: str = "float32"
+    accumulate: int = 1
+    clip: float | None = None
+    warm_up: int = 0
+    total: int | None = None
+    checkpoints: Checkpoints | None = None
+
+    def rate(self, step: int) -> float:
+        """The share of the learning rate that step ``step``, from 0, is taken with."""
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        if self.total is None:
+            return 1.0
+        return max(0.0, (self.total - step) / max(1, self.total - self.warm_up))
+
+
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Stepper:
+    """Takes the steps of one run, as ``Steps`` says."""
+
+    def __init__(self, groups: list[dict[str, Any]], device: torch.device, steps: Steps) -> None:
+        if steps.precision not in _PRECISIONS:
+            raise ValueError(f"precision={steps.precision!r} is not one of {', '.join(_PRECISIONS)}")
+        if steps.accumulate < 1:
+            raise ValueError(f"accumulate must be 1 or more, got {steps.accumulate}")
+        self.steps, self.device = steps, device
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.rates = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.Adam(groups, fused=device.type != "mps")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=steps.precision == "float16")
+        self.taken = self.waiting = self.examples = 0  # steps; batches and their examples since the last
+
+    def losses(self, losses: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, int]]:
+        """The losses, each computed in the precision that was asked for."""
+        iterator, dtype = iter(losses), _PRECISIONS[self.steps.precision]
+        while True:
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def backward(self, loss: Tensor, n: int) -> None:
+        """Adds the gradient of a batch's mean loss () over n examples, and steps when it is time to."""
+        if not self.waiting:
+            self.optimizer.zero_grad(set_to_none=True)
+        # Batches in a step may differ in size: summed over examples, and divided at the end.
+        self.scaler.scale(loss if self.steps.accumulate == 1 else loss * n).backward()
+        self.waiting += 1
+        self.examples += n
+        if self.waiting == self.steps.accumulate:
+            self.step()
+
+    def step(self) -> None:
+        """Takes the step, of as many batches as there are."""
+        if not self.waiting:
+            return
+        average_gradients(self.parameters)
+        if self.steps.accumulate > 1 or self.steps.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.steps.accumulate > 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self.examples
+        if self.steps.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.steps.clip)
+        if self.steps.warm_up or self.steps.total is not None:
+            share = self.steps.rate(self.taken)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * share
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.taken, self.waiting, self.examples = self.taken + 1, 0, 0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; between two steps."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "taken": self.taken,
+            "rng": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["device_rng"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.taken = state["taken"]
+        torch.set_rng_state(state["rng"])
+        if "device_rng" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_rng"], self.device)
+
+
 def train(
     module: nn.Module,
     losses: Losses,
@@ -125,6 +310,7 @@ def train(
     epochs: int,
     learning_rate: float,
     slower: Iterable[tuple[nn.Module, float]] = (),
+    steps: Steps | None = None,
     validation: Validation | None = None,
     max_seconds: float | None = None,
     name: str = "training",
@@ -142,6 +328,7 @@ def train(
         epochs: passes, at most.
         learning_rate: of Adam (Kingma and Ba 2015).
         slower: parts of the module with a learning rate of their own, such as one that was trained before.
+        steps: how steps are taken: mixed precision, accumulation, clipping, warm-up, checkpoints.
         validation: with it training stops early, and the state of the best look is restored.
         max_seconds: when to stop; a last look is taken then. None sets no limit.
         name: of what is trained, for the bar and the errors.
@@ -153,35 +340,57 @@ def train(
     Raises:
         FloatingPointError: the loss or a parameter is no longer finite.
         KeyboardInterrupt: Ctrl-C before the first step was done.
+        ValueError: steps that cannot be taken so, or a checkpoint of another run.
     """
     parameters = list(module.parameters())
     device = parameters[0].device
     parts = [(list(part.parameters()), rate) for part, rate in slower]
     apart = {id(parameter) for part, _ in parts for parameter in part}
     parts.append(([p for p in parameters if id(p) not in apart], learning_rate))
-    groups = [{"params": part, "lr": rate} for part, rate in parts]
-    optimizer = torch.optim.Adam(groups, fused=device.type != "mps")
+    stepper = _Stepper([{"params": part, "lr": rate} for part, rate in parts], device, steps or Steps())
+    checkpoints = stepper.steps.checkpoints
     stopping = EarlyStopping(1 if validation is None else validation.patience)
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     log: list[dict[str, float]] = []
-    stopped_by, epoch = "epochs", 0
-    for epoch in progress_bar(range(1, epochs + 1), name, enabled=progress):
-        total, n_examples = torch.zeros((), device=device), 0
+    stopped_by, epoch, first, done = "epochs", 0, 1, 0
+    total, n_examples = torch.zeros((), device=device), 0
+
+    def save(epoch: int, done: int, total: Tensor, n_examples: int) -> None:
+        if checkpoints is not None:
+            state = {"module": module.state_dict(), "stepper": stepper.state(), "stopping": stopping.state()}
+            place = {"epoch": epoch, "done": done, "total": total, "n_examples": n_examples, "log": log}
+            checkpoints.write({**state, **place, "stopped_by": stopped_by})
+
+    state = None if checkpoints is None else checkpoints.read()
+    if state is not None:
+        module.load_state_dict(state["module"])
+        stepper.load_state(state["stepper"])
+        stopping.load_state(state["stopping"])
+        first, done, log, stopped_by = state["epoch"], state["done"], state["log"], state["stopped_by"]
+        total, n_examples = state["total"].to(device), state["n_examples"]
+        epoch = first - 1
+    remaining = range(first, epochs + 1) if stopped_by == "epochs" else ()
+    for epoch in progress_bar(remaining, name, enabled=progress):
+        if not done:
+            total, n_examples = torch.zeros((), device=device), 0
         try:
-            for loss, n in losses():
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                average_gradients(parameters)
-                optimizer.step()
+            one_epoch = losses() if steps is None else losses(epoch, done)
+            for loss, n in stepper.losses(one_epoch):
+                stepper.backward(loss, n)
                 total += loss.detach() * n
                 n_examples += n
+                done += 1
                 if max_seconds is not None and any_process(time.monotonic() > deadline, device):
                     stopped_by = "time"
                     break
+                if checkpoints is not None and not stepper.waiting and not stepper.taken % checkpoints.every:
+                    save(epoch, done, total, n_examples)
+            stepper.step()
         except KeyboardInterrupt:
             if not (log or n_examples):
                 raise  # there is nothing to keep
             stopped_by = "interrupt"
+        done = 0
         if n_examples:
             entry = {"epoch": float(epoch), "loss": float(total) / n_examples}
             log.append(entry)
@@ -204,6 +413,8 @@ def train(
                 break
             if stopping.step(entry[validation.name], epoch, module):
                 stopped_by = "patience"
+        if stopped_by != "time":
+            save(epoch + 1, 0, total, n_examples)
         if stopped_by != "epochs":
             break
     if stopped_by in ("time", "interrupt"):
@@ -211,6 +422,8 @@ def train(
             f"{name}: stopped by {_STOPPED[stopped_by]} in epoch {epoch} of {epochs}; the best is kept",
             stacklevel=2,
         )
+    elif checkpoints is not None:
+        checkpoints.remove()
     if stopping.best_step:
         stopping.restore(module)
         return Training(log, stopping.best_step, stopped_by)

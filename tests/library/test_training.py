@@ -1,5 +1,6 @@
 """The one training loop and its parts."""
 
+import itertools
 import math
 import sys
 
@@ -9,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from recsys_lib.devices import seed_generator
+from recsys_lib.devices import isolated_rng, seed_generator
 from recsys_lib.progress import progress_bar
-from recsys_lib.training import EarlyStopping, Validation, batches, train
+from recsys_lib.training import Checkpoints, EarlyStopping, Steps, Validation, batches, train
 
 quick = settings(max_examples=30, deadline=None)
 
@@ -271,3 +272,196 @@ def test_a_part_may_learn_at_a_rate_of_its_own():
         moved = (p.detach() - before[name]).abs()
         rate = 0.001 if name.startswith("slow") else 0.1
         torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-6)
+
+
+# How steps are taken.
+
+X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+Y = X @ torch.tensor([1.0, -2.0, 0.5])
+
+
+def linear(dropout: float = 0.0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+
+
+def squares(module: nn.Module, sizes: list[int]):
+    """An epoch of the regression, in batches of these sizes, in another order each epoch."""
+
+    def losses(epoch: int = 1, done: int = 0):
+        order = torch.randperm(len(X), generator=torch.Generator().manual_seed(epoch))
+        for batch in order.split(sizes)[done:]:
+            yield (module(X[batch]).squeeze(1) - Y[batch]).square().mean(), len(batch)
+
+    return losses
+
+
+def learn(module: nn.Module, losses, steps: Steps | None = None, **options):
+    return train(module, losses, epochs=3, learning_rate=0.01, steps=steps, progress=False, **options)
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_accumulated_batches_are_one_batch():
+    whole, parts, plain = linear(), linear(), linear()
+    learn(whole, squares(whole, [12, 12]), Steps())
+    learn(parts, squares(parts, [2, 7, 3, 5, 1, 6]), Steps(accumulate=3))
+    learn(plain, squares(plain, [2, 7, 3, 5, 1, 6]), Steps())
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
+    assert (weights(plain) - weights(whole)).abs().max() > 1e-3
+
+
+def test_batches_left_over_at_the_end_of_an_epoch_are_a_step():
+    whole, parts = linear(), linear()
+    learn(whole, squares(whole, [16, 8]), Steps())
+    learn(parts, squares(parts, [8, 8, 8]), Steps(accumulate=2))
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
+
+
+def test_a_long_gradient_is_scaled_down(monkeypatch):
+    lengths = []
+    step = torch.optim.Adam.step
+
+    def look(self, *args, **options):
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        lengths.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", look)
+    module = linear()
+    learn(module, squares(module, [24]), Steps())
+    assert min(lengths) > 0.5
+    lengths.clear()
+    learn(module, squares(module, [12, 12]), Steps(clip=0.1, accumulate=2))
+    assert lengths == pytest.approx([0.1] * 3, rel=1e-4)
+
+
+def test_the_rate_grows_and_then_falls_to_zero():
+    steps = Steps(warm_up=4, total=10)
+    assert [steps.rate(n) for n in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [steps.rate(n) for n in range(4, 11)] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    assert [Steps(warm_up=2).rate(n) for n in (0, 1, 2, 99)] == [0.5, 1, 1, 1]
+    # Adam's first steps are as long as its rate.
+    module, places = nn.Linear(1, 1, bias=False), []
+
+    def losses(epoch, done):
+        for _ in range(4):
+            places.append(module.weight.item())
+            yield module.weight.sum(), 1
+
+    train(module, losses, epochs=1, learning_rate=0.1, steps=Steps(warm_up=4), progress=False)
+    moved = [a - b for a, b in itertools.pairwise(places)]
+    assert moved == pytest.approx([0.025, 0.05, 0.075], rel=1e-3)
+
+
+def test_parts_with_a_rate_of_their_own_share_the_schedule():
+    module = linear()
+    before = weights(module[0])
+    learn(module, squares(module, [24]), Steps(warm_up=3), slower=[(module[0], 0.0)])
+    assert torch.equal(weights(module[0]), before)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_products_are_computed_in_the_precision_asked_for(precision):
+    module, seen = linear(), []
+    module[0].register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    done = learn(module, squares(module, [8, 8, 8]), Steps(precision=precision))
+    assert set(seen) == {getattr(torch, precision)}
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    exact = linear()
+    expected = learn(exact, squares(exact, [8, 8, 8]), Steps())
+    # The scaler of float16 starts too high and skips steps until it fits.
+    assert [entry["loss"] for entry in done.log] == pytest.approx(
+        [entry["loss"] for entry in expected.log], rel=0.03 if precision == "bfloat16" else 0.1
+    )
+    assert module(X).dtype == torch.float32  # the mode ends with training
+
+
+def test_plain_steps_are_those_without_steps():
+    plain, stepped = linear(), linear()
+    learn(plain, squares(plain, [6] * 4))
+    losses = squares(stepped, [6] * 4)
+    learn(stepped, lambda epoch, done: losses(), Steps())
+    assert torch.equal(weights(plain), weights(stepped))
+    with pytest.raises(ValueError, match="precision='float8' is not one of float32, bfloat16, float16"):
+        learn(plain, squares(plain, [24]), Steps(precision="float8"))
+    with pytest.raises(ValueError, match="accumulate must be 1 or more"):
+        learn(plain, squares(plain, [24]), Steps(accumulate=0))
+
+
+# Runs that were killed.
+
+
+class Killed(BaseException):
+    """What a run does not expect."""
+
+
+def killed_after(losses, n_batches: int):
+    left = [n_batches]
+
+    def some(epoch, done):
+        for item in losses(epoch, done):
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            yield item
+
+    return some
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 4, 5, 6, 11, 17])
+def test_a_run_that_was_killed_ends_where_it_would_have_ended(after, tmp_path):
+    def validation(module):
+        return Validation("minus", lambda: -(module(X).squeeze(1) - Y).square().mean().item(), 1, 5)
+
+    def run(module, losses, checkpoints=None):
+        steps = Steps(accumulate=2, clip=1.0, warm_up=2, total=9, checkpoints=checkpoints)
+        return learn(module, losses, steps, validation=validation(module))
+
+    whole = linear(0.3)
+    with isolated_rng(5):
+        expected = run(whole, squares(whole, [4] * 6))
+    kept = Checkpoints(tmp_path / "run", 1, "this run")
+    broken = linear(0.3)
+    with isolated_rng(5), pytest.raises(Killed):
+        run(broken, killed_after(squares(broken, [4] * 6), after), kept)
+    assert kept.file.is_file() == (after >= 2)
+    resumed, asked = linear(0.3), []
+    losses = squares(resumed, [4] * 6)
+
+    def counted(epoch, done):
+        asked.append((epoch, done))
+        return losses(epoch, done)
+
+    with isolated_rng(5 if after < 2 else 77):  # the random state is the checkpoint's, where there is one
+        found = run(resumed, counted, kept)
+    assert asked[0] == (1 + after // 6, after % 6 // 2 * 2)  # what was done is not done again
+    assert torch.equal(weights(resumed), weights(whole))
+    assert found == expected
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+    module = linear()
+    mine, other = (Checkpoints(tmp_path, 1, key) for key in ("mine", "other"))
+    with pytest.raises(Killed):
+        learn(module, killed_after(squares(module, [6] * 4), 2), Steps(checkpoints=other))
+    with pytest.raises(ValueError, match="run with other options or other data; remove it to start over"):
+        learn(module, squares(module, [6] * 4), Steps(checkpoints=mine))
+    other.file.write_bytes(other.file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"is damaged .*remove it to start over"):
+        learn(module, squares(module, [6] * 4), Steps(checkpoints=other))
+
+
+def test_a_checkpoint_brings_no_code_along(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('it ran')",))
+
+    kept = Checkpoints(tmp_path, 1, "run")
+    torch.save({"key": "run", "module": Evil()}, kept.file)
+    with pytest.raises(ValueError, match="is damaged"):
+        kept.read()

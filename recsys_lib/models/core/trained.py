@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from recsys_lib.metrics import ndcg
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.options import learned, option
 from recsys_lib.ranking import HeldOut, Scorer, seen_in, top_lists
-from recsys_lib.training import Validation, train
+from recsys_lib.training import Steps, Validation, train
 
 __all__ = ["TrainedRecommender", "validation_ndcg"]
 
@@ -82,6 +83,16 @@ class TrainedRecommender(Recommender, Generic[Examples]):
         """Parts with a learning rate of their own; none by default."""
         return []
 
+    def steps(self, examples: Examples) -> Steps | None:
+        """How steps are taken; None for the plain way."""
+        return None
+
+    def losses_from(
+        self, examples: Examples, generator: torch.Generator, epoch: int = 1, done: int = 0
+    ) -> Iterator[tuple[Tensor, int]]:
+        """The losses of an epoch; where there are ``steps``, of which one, and how much of it is done."""
+        return self.losses(examples, generator)
+
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         generator = seed_generator(self.seed, interactions.items.device)
         examples = self.prepare(interactions, generator)
@@ -96,10 +107,11 @@ class TrainedRecommender(Recommender, Generic[Examples]):
             )
         done = train(
             self,
-            lambda: self.losses(examples, generator),
+            partial(self.losses_from, examples, generator),
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             slower=self.slower(),
+            steps=self.steps(examples),
             validation=look,
             max_seconds=self.max_seconds,
             name=type(self).__name__,
