@@ -5,6 +5,7 @@ from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.content import TfidfContent
 from recsys_lib.models.core.contract import NotFittedError, Recommender
 from recsys_lib.models.core.histories import HistoryReader
+from recsys_lib.models.cross_encoder import CrossEncoder
 from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
 from recsys_lib.models.knn import ItemKNN, UserKNN
@@ -18,6 +19,7 @@ __all__ = [
     "EASE",
     "BERT4Rec",
     "BiasedMF",
+    "CrossEncoder",
     "HistoryReader",
     "ItemKNN",
     "MarkovChain",

