@@ -12,7 +12,7 @@ from recsys_lib.devices import total_memory
 from recsys_lib.models.core.histories import RecencyWeighted
 from recsys_lib.models.core.options import learned, option
 
-__all__ = ["EASE"]
+__all__ = ["EASE", "gram_inverse"]
 
 _CELLS = 2**22  # of a block of co-occurrence counts
 _BYTES = 13  # a cell of n_items^2: P in float64, and beside it B in float32 or X'M in float64
@@ -67,6 +67,22 @@ class EASE(RecencyWeighted):
         return functional.embedding_bag(
             items, self.item_weights, crow, mode="sum", per_sample_weights=weights, include_last_offset=True
         )  # (B, n_items)
+
+
+def gram_inverse(crow: Tensor, items: Tensor, n_items: int, l2: float) -> Tensor:
+    """P = (X'X + l2 I)^-1 of a binary matrix X: (n_items, n_items) float64 where the device has it.
+
+    Args:
+        crow: (n_users + 1,) int64, where each user's items begin.
+        items: (E,) int64, each user's distinct items.
+        n_items: size of the catalog.
+        l2: above zero.
+
+    Raises:
+        MemoryError: it would not fit in memory.
+    """
+    _refuse_too_many(n_items, items.device)
+    return _invert(_gram(crow, items, n_items), l2)
 
 
 def _refuse_too_many(n_items: int, device: torch.device) -> None:
