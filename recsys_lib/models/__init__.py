@@ -10,6 +10,7 @@ from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
 from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
+from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
 from recsys_lib.models.sasrec import SASRec
 from recsys_lib.models.two_tower import TwoTower
@@ -22,9 +23,11 @@ __all__ = [
     "CrossEncoder",
     "HistoryReader",
     "ItemKNN",
+    "LinearListwise",
     "MarkovChain",
     "MatrixFactorization",
     "NotFittedError",
+    "PairNetwork",
     "Popularity",
     "Recommender",
     "SASRec",

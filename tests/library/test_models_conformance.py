@@ -38,9 +38,11 @@ from recsys_lib.models import (
     CrossEncoder,
     HistoryReader,
     ItemKNN,
+    LinearListwise,
     MarkovChain,
     MatrixFactorization,
     NotFittedError,
+    PairNetwork,
     Popularity,
     Recommender,
     SASRec,
@@ -208,6 +210,18 @@ CASES = {
         cross_encoder,
         lambda texts: cross_encoder(texts, max_history=1, epochs=1, max_examples=8000),
         cold="same",
+    ),
+    "LinearListwise": Case(
+        lambda texts: LinearListwise(l2=5.0, n_candidates=10, epochs=5),
+        lambda texts: LinearListwise(max_examples=6000),
+        cold="same",
+        pairs=True,
+    ),
+    "PairNetwork": Case(
+        lambda texts: PairNetwork(l2=5.0, n_candidates=10, n_negatives=5, dim=8),
+        lambda texts: PairNetwork(max_examples=6000, n_history=5, dim=8),
+        cold="same",
+        pairs=True,
     ),
     "TwoTowerIdText": Case(
         lambda texts: two_tower(item_tower="id+text", text=words(texts), loss="softmax"),
@@ -676,7 +690,8 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
-        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline, CrossEncoder
+        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline, CrossEncoder,
+        LinearListwise, PairNetwork
     }  # fmt: skip
 
 
