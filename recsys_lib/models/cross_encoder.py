@@ -12,6 +12,7 @@ from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
 from recsys_lib.devices import in_float32, isolated_rng, seed_generator
 from recsys_lib.losses import bce_loss, bpr_loss, sampled_softmax_loss
+from recsys_lib.metrics import ndcg
 from recsys_lib.models.core.checks import check_histories
 from recsys_lib.models.core.contract import NotFittedError
 from recsys_lib.models.core.fine_tuned import FineTuned, batches_of_like_length
@@ -23,6 +24,7 @@ from recsys_lib.models.core.relevance import KeptStates, PairReader, Relevance
 from recsys_lib.models.core.text_bytes import TextBytes
 from recsys_lib.models.core.windows import shuffle_ties, strictly_before
 from recsys_lib.negatives import NegativeSampler
+from recsys_lib.ranking import HeldOut
 from recsys_lib.text import minilm_folder
 from recsys_lib.text.pairs import PairTokenizer, TokenTable
 from recsys_lib.text.pretrained import model_folder
@@ -117,6 +119,8 @@ class CrossEncoder(FineTuned[TextLists], HistoryReader):
     max_examples: int | None = option(
         "events that an epoch learns from, drawn anew in each; all by default", default=None, at_least=1
     )
+    check_users: int = option("users that a check on validation ranks for", default=100, at_least=1)
+    check_items: int = option("items that it ranks for each", default=100, at_least=2)
     encoder_learning_rate: float = option("of Adam, for the encoder", default=2e-5, above=0)
     epochs: int = option(default=1)
     learning_rate: float = option(default=1e-3)
@@ -282,6 +286,39 @@ class CrossEncoder(FineTuned[TextLists], HistoryReader):
             scores = found.new_full((len(batch), lists.shape[1]), -torch.inf)  # (B, 1 + K)
             scores = scores.index_put((row.to(found.device), column.to(found.device)), found)
             yield _LOSSES[self.loss](scores[:, 0], scores[:, 1:]), len(batch)
+
+    def figure(self, held_out: HeldOut, seen: Interactions) -> tuple[str, Callable[[], float]]:
+        """NDCG@10 of some users, each with lists of what to find among other items, drawn once.
+
+        It is no estimate of NDCG over the catalog, which would cost a pass of the encoder for each user and
+        item; it says when this one model has stopped getting better.
+        """
+        generator = self.epoch_generator(0, "order")
+        rows = torch.randperm(len(held_out.users), generator=generator, device="cpu")[: self.check_users]
+        rows = rows.sort()[0]  # (U,)
+        users = held_out.users[rows]  # (U,)
+        relevant = held_out.relevant[torch.isin(held_out.relevant // self.n_items, users)]  # (R,)
+        some = HeldOut(users, held_out.n_relevant[rows], relevant, self.n_items)
+        crow, own = (x.cpu() for x in seen.csr())
+        candidates = torch.full((len(users), self.check_items), -1, device="cpu")  # (U, C)
+        for row, user in enumerate(users.tolist()):
+            find = relevant[relevant // self.n_items == user] % self.n_items
+            other = torch.ones(self.n_items, dtype=torch.bool, device="cpu")  # (I,)
+            other[own[crow[user] : crow[user + 1]]] = False
+            other[find] = False
+            others = other.nonzero().squeeze(1)
+            others = others[torch.randperm(len(others), generator=generator, device="cpu")]
+            mixed = torch.cat([find, others])[: self.check_items]
+            candidates[row, : len(mixed)] = mixed
+
+        def measure() -> float:
+            was_training = self.training
+            self.eval()
+            items, _ = self.rank(users, candidates)  # (U, C)
+            self.train(was_training)
+            return float(ndcg(some.hits(items[:, :10]), some.n_relevant).mean())
+
+        return f"ndcg@10 among {self.check_items}", measure
 
     # Answering.
 

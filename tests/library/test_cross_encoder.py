@@ -333,6 +333,38 @@ def test_kept_states_are_given_back_and_their_file_goes(tmp_path, monkeypatch):
         KeptStates(torch.tensor([3, 3]), 2)
 
 
+# Validation.
+
+
+def test_a_check_ranks_some_items_for_some_users(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    rows = [(u, int(i), t) for u in range(9) for t, i in enumerate(torch.randperm(6, generator=rng)[:4])]
+    train, validation = events([r for r in rows if r[2] < 3]), events([r for r in rows if r[2] == 3])
+    asked, rank = [], CrossEncoder.rank
+
+    def counted(self, users, candidates):
+        assert not self.scorer.training
+        asked.append((users, candidates))
+        return rank(self, users, candidates)
+
+    monkeypatch.setattr(CrossEncoder, "rank", counted)
+    model = fit(make(check_users=4, check_items=3, epochs=3, patience=3), train, validation)
+    assert len(asked) == 3
+    users, candidates = asked[0]
+    assert len(users) == 4
+    assert all(torch.equal(candidates, other) for _, other in asked)
+    for user, row in zip(users.tolist(), candidates.tolist(), strict=True):
+        seen, find = ([r[1] for r in rows if r[0] == user and (r[2] == 3) == late] for late in (False, True))
+        assert find[0] in row
+        assert not set(row) & set(seen)
+    figures = [entry["ndcg@10 among 3"] for entry in model.log]
+    assert model.best_epoch == 1 + figures.index(max(figures))
+    items, _ = rank(model, users, candidates)
+    targets = torch.tensor([[r[1] for r in rows if r[0] == user and r[2] == 3] for user in users.tolist()])
+    place = (items == targets).nonzero()[:, 1]
+    assert max(figures) == pytest.approx(float((1 / (place + 2).double().log2()).mean()))
+
+
 # What makes no sense.
 
 

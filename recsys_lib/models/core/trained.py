@@ -1,7 +1,7 @@
 """Models that are trained by gradient descent: everything but what they are and what they minimize."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -79,6 +79,10 @@ class TrainedRecommender(Recommender, Generic[Examples]):
         Each is computed when it is asked for, after the step that the one before has led to.
         """
 
+    def figure(self, held_out: HeldOut, seen: Interactions) -> tuple[str, Callable[[], float]]:
+        """The name of what is looked at on validation, and what measures it: NDCG@10 over the catalog."""
+        return f"ndcg@{_CUTOFF}", lambda: validation_ndcg(self, held_out, seen)
+
     def slower(self) -> list[tuple[nn.Module, float]]:
         """Parts with a learning rate of their own; none by default."""
         return []
@@ -99,12 +103,7 @@ class TrainedRecommender(Recommender, Generic[Examples]):
         look = None
         if validation is not None:
             held_out = _to_find(validation, interactions)
-            look = Validation(
-                f"ndcg@{_CUTOFF}",
-                lambda: validation_ndcg(self, held_out, interactions),
-                self.check_every,
-                self.patience,
-            )
+            look = Validation(*self.figure(held_out, interactions), self.check_every, self.patience)
         done = train(
             self,
             partial(self.losses_from, examples, generator),
