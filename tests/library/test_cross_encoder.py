@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tokenizers
 import torch
 import transformers
 from small_bert import save_small_bert, small_bert
@@ -102,6 +103,42 @@ def test_a_published_cross_encoder_scores_as_its_authors_code_does(tmp_path):
     torch.testing.assert_close(model.predict(pairs), torch.cat(expected)[:, 0], rtol=1e-5, atol=1e-5)
     with pytest.raises(NotFittedError):
         model.predict(torch.tensor([0]), torch.tensor([0]))
+
+
+def test_a_published_roberta_does_so_too(tmp_path):
+    words = [f"w{n}" for n in range(8)]
+    vocab = {token: n for n, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    ours = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>"
+    )
+    ours.save_pretrained(tmp_path)
+    config = transformers.RobertaConfig(
+        vocab_size=len(vocab),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=24,
+        pad_token_id=1,
+        type_vocab_size=1,
+        num_labels=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = transformers.RobertaForSequenceClassification(config).eval()
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    queries = ["w0 w1", "w2 w2 w3 w4 w5", "w7"]
+    pairs = list(itertools.product(queries, [*queries, "w6 w1 unknown"]))
+    batch = ours(*zip(*pairs, strict=True), return_tensors="pt", padding=True)
+    expected = theirs(batch["input_ids"], batch["attention_mask"]).logits[:, 0]
+    found = CrossEncoder(text_model=str(tmp_path), head="pooler", pooling="cls").predict(pairs)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    assert found.std() > 1e-3
 
 
 def test_a_query_ranks_documents():
