@@ -1,37 +1,27 @@
 """The cross-encoder: one encoder reads the user's history and the candidate together."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
-from recsys_lib.devices import in_float32, isolated_rng, seed_generator
 from recsys_lib.losses import bce_loss, bpr_loss, sampled_softmax_loss
 from recsys_lib.metrics import ndcg
-from recsys_lib.models.core.checks import check_histories
-from recsys_lib.models.core.contract import NotFittedError
-from recsys_lib.models.core.fine_tuned import FineTuned, batches_of_like_length
-from recsys_lib.models.core.histories import HistoryReader
-from recsys_lib.models.core.item_text import MINILM
+from recsys_lib.models.core.fine_tuned import batches_of_like_length
 from recsys_lib.models.core.lists import checked_candidates, draw_lists
-from recsys_lib.models.core.options import data, learned, option
-from recsys_lib.models.core.relevance import KeptStates, PairReader, Relevance
-from recsys_lib.models.core.text_bytes import TextBytes
-from recsys_lib.models.core.windows import shuffle_ties, strictly_before
+from recsys_lib.models.core.options import data, option
+from recsys_lib.models.core.relevance import KeptStates
+from recsys_lib.models.core.text_pairs import ReadsTextPairs
+from recsys_lib.models.core.windows import strictly_before
 from recsys_lib.negatives import NegativeSampler
 from recsys_lib.ranking import HeldOut
-from recsys_lib.text import minilm_folder
-from recsys_lib.text.pairs import PairTokenizer, TokenTable
-from recsys_lib.text.pretrained import model_folder
+from recsys_lib.text.pairs import TokenTable
 
 __all__ = ["CrossEncoder", "TextLists"]
-
-_PAIRS_AT_ONCE = 2**16  # whose lengths are sorted together
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bce": bce_loss,
@@ -65,7 +55,7 @@ class TextLists:
     kept: tuple[KeptStates, Tensor] | None = None
 
 
-class CrossEncoder(FineTuned[TextLists], HistoryReader):
+class CrossEncoder(ReadsTextPairs[TextLists]):
     """Reads the user's recent history and the candidate's text as one sequence, and gives it one score.
 
         s(u, i) = head(encoder("newest; ...; oldest" [SEP] "candidate"))
@@ -97,91 +87,32 @@ class CrossEncoder(FineTuned[TextLists], HistoryReader):
     file, for lists that then stay the same.
 
     Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", section 3 (pointwise); Burges 2010, "From
-    RankNet to LambdaRank to LambdaMART", section 2 (pairwise); Cao, Qin, Liu, Tsai, Li 2007, "Learning to
-    Rank: From Pairwise Approach to Listwise Approach", section 4 (listwise, top one).
+    RankNet to LambdaRank to LambdaMART: An Overview", section 2 (pairwise); Cao, Qin, Liu, Tsai, Li 2007,
+    "Learning to Rank: From Pairwise Approach to Listwise Approach", section 4 (listwise, top one).
     """
 
-    text_model: str = option("name or folder of a BERT or RoBERTa", default=MINILM)
     loss: str = option("what a chosen item is held against", default="softmax", choices=tuple(_LOSSES))
     n_negatives: int = option("other items in an example", default=4, at_least=1)
-    max_history: int = option("most recent events that are read", default=10, at_least=1)
-    max_length: int = option("most tokens of a pair", default=128, at_least=5)
-    separator: str = option("between two items of a history", default="; ")
-    pooling: str = option("how tokens become one vector", default="mean", choices=("mean", "cls"))
-    head: str = option(
-        "a linear map, or one of BERT's pooler, a layer with tanh",
-        default="linear",
-        choices=("linear", "pooler"),
-    )
-    dropout: float = option("share dropped in training", default=0.1, at_least=0, below=1)
-    frozen_layers: int = option("0, or the lowest blocks that stay as they are", default=0, at_least=0)
     cache_frozen: bool = option("compute the frozen layers' output once", default=False)
     max_examples: int | None = option(
         "events that an epoch learns from, drawn anew in each; all by default", default=None, at_least=1
     )
     check_users: int = option("users that a check on validation ranks for", default=100, at_least=1)
     check_items: int = option("items that it ranks for each", default=100, at_least=2)
-    encoder_learning_rate: float = option("of Adam, for the encoder", default=2e-5, above=0)
     epochs: int = option(default=1)
     learning_rate: float = option(default=1e-3)
     batch_size: int = option(default=32)
     check_every: int = option(default=1)
-    text: Sequence[str] | None = data("one text an item; kept with the learned state", default=None)
-    history_text: Sequence[str] | None = data(
-        "one text an item as it is read in a history, such as the title alone; ``text`` by default",
-        default=None,
-    )
     candidates: Tensor | None = data(
         "(E, C) int64, for each event of ``fit`` the items to draw its negatives from, -1 at padding",
         default=None,
     )
 
-    scorer: Relevance = learned("the encoder and its head")
-    item_text: TextBytes = learned("the items' texts")
-    read_text: TextBytes = learned("the items' texts as they are read in a history")
-    history_crow: Tensor = learned("(n_users + 1,) int64 offsets")
-    history_items: Tensor = learned("(E,) int64, user after user, oldest first")
-
     def __post_init__(self) -> None:
         """Checks what concerns two options."""
         super().__post_init__()
-        self._tokenizer: PairTokenizer | None = None
-        self._catalog: TokenTable | None = None
         if self.cache_frozen and not self.frozen_layers:
             raise ValueError("cache_frozen needs frozen_layers of 1 or more: nothing else stays the same")
-        for name in ("text", "history_text"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be one text an item, got a single text")
-
-    # What it is.
-
-    def build(self) -> None:
-        """Makes the encoder, its head, and a place for the texts."""
-        self._tokenizer = self._catalog = None
-        for name in ("history_crow", "history_items"):
-            self._buffers.pop(name, None)
-        self._build_scorer()
-        for name, given in (("item_text", self.text), ("read_text", self.history_text)):
-            if name not in self._modules:
-                setattr(self, name, TextBytes())
-            if given is not None:
-                getattr(self, name).keep(
-                    given, self.n_items, name.replace("item_", "").replace("read", "history")
-                )
-
-    def _build_scorer(self) -> None:
-        folder = minilm_folder() if self.text_model == MINILM else model_folder(self.text_model)
-        self.scorer = Relevance.from_folder(
-            folder,
-            dropout=self.dropout,
-            head=self.head,
-            pooling=self.pooling,
-            frozen_layers=self.frozen_layers,
-        )
-
-    def slower(self) -> list[tuple[Any, float]]:
-        """The encoder has learned before."""
-        return [(self.scorer.encoder, self.encoder_learning_rate)]
 
     # Learning.
 
@@ -319,167 +250,3 @@ class CrossEncoder(FineTuned[TextLists], HistoryReader):
             return float(ndcg(some.hits(items[:, :10]), some.n_relevant).mean())
 
         return f"ndcg@10 among {self.check_items}", measure
-
-    # Answering.
-
-    def _reader(self) -> PairReader:
-        """Scores pairs, with the model where it is now."""
-        if self._tokenizer is None:
-            folder = minilm_folder() if self.text_model == MINILM else model_folder(self.text_model)
-            length = min(self.max_length, self.scorer.encoder.max_length)
-            self._tokenizer = PairTokenizer(folder, self.text_model, length)
-        return PairReader(self.scorer, self._tokenizer)
-
-    def _items(self) -> TokenTable:
-        """The tokens of the items' texts."""
-        if self._catalog is None:
-            self._catalog = self._reader().tokenizer.table(self.item_text.texts, keep=True)
-        return self._catalog
-
-    def _said(self, histories: Sequence[Sequence[int]]) -> list[str]:
-        """Histories of item indices, each oldest first, as texts, the newest item first."""
-        texts = (self.read_text if self.read_text.filled else self.item_text).texts
-        return [self.separator.join(texts[item] for item in reversed(history)) for history in histories]
-
-    def _of_users(self, users: Tensor) -> list[str]:
-        """What is read of users, (B,)."""
-        starts, ends = (self.history_crow[users + step].tolist() for step in (0, 1))
-        recent = [
-            self.history_items[max(start, end - self.max_history) : end].tolist()
-            for start, end in zip(starts, ends, strict=True)
-        ]
-        return self._said(recent)
-
-    def _pair_scores(self, said: list[str], i: Tensor, j: Tensor) -> Tensor:
-        """Scores of texts, by their numbers (N,), with items (N,): (N,)."""
-        reader, items = self._reader(), self._items()
-        table = reader.tokenizer.table(said)
-        parts = zip(i.cpu().split(_PAIRS_AT_ONCE), j.cpu().split(_PAIRS_AT_ONCE), strict=True)
-        return torch.cat([reader.scores(table, some, items, others) for some, others in parts])  # (N,)
-
-    def _catalog_scores(self, said: list[str]) -> Tensor:
-        """Scores of all items, for what is read of B users: (B, n_items). Equal texts are read once."""
-        place = {text: number for number, text in enumerate(dict.fromkeys(said))}
-        everything = torch.arange(self.n_items, device="cpu")  # (n_items,)
-        i = torch.arange(len(place), device="cpu").repeat_interleave(self.n_items)  # (U n_items,)
-        scores = self._pair_scores(list(place), i, everything.repeat(len(place)))  # (U n_items,)
-        row = torch.tensor([place[text] for text in said], device=scores.device)  # (B,)
-        return scores.view(len(place), self.n_items)[row]
-
-    def _score(self, users: Tensor) -> Tensor:
-        return self._catalog_scores(self._of_users(users))
-
-    def _predict(self, users: Tensor, items: Tensor) -> Tensor:
-        distinct, place = users.unique(return_inverse=True)  # (U,), (N,)
-        return self._pair_scores(self._of_users(distinct), place, items)
-
-    @overload
-    def predict(self, users: Tensor, items: Tensor) -> Tensor: ...
-
-    @overload
-    def predict(self, users: Sequence[tuple[str, str]], items: None = None) -> Tensor: ...
-
-    def predict(self, users: Any, items: Any = None) -> Tensor:
-        """Scores of pairs: of users (N,) and items (N,), or of texts.
-
-        Args:
-            users: (N,) integer indices; or N pairs of texts, a query and a document each.
-            items: (N,) integer indices, with users.
-
-        Returns:
-            (N,) float32, on the users' device; for texts, on the model's.
-
-        Raises:
-            NotFittedError: before ``fit``, unless texts are asked of a published cross-encoder.
-            TypeError: neither indices nor pairs of texts.
-            ValueError, IndexError: as for any model.
-        """
-        if items is not None or isinstance(users, Tensor):
-            return super().predict(users, items)
-        pairs = list(users)
-        for position, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2:
-                raise TypeError(f"pairs[{position}] must be two texts, (query, document), got {pair!r:.60}")
-        return self._text_scores([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-
-    @overload
-    def rank(self, users: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def rank(self, users: str, candidates: Sequence[str]) -> tuple[Tensor, Tensor]: ...
-
-    def rank(self, users: Any, candidates: Any) -> tuple[Tensor, Tensor]:
-        """Puts candidates in order, best first: of users (B,) and items (B, C), or of a query and documents.
-
-        Args:
-            users: (B,) integer indices; or one text, the query.
-            candidates: (B, C) integer item indices, -1 at padding; or N texts.
-
-        Returns:
-            Items (B, C) and their scores (B, C), as for any model; for texts, the documents' positions (N,)
-            int64, best first, and their scores (N,), on the model's device.
-
-        Raises:
-            NotFittedError, TypeError, ValueError, IndexError: as ``predict``.
-        """
-        if not isinstance(users, str):
-            return super().rank(users, candidates)
-        if isinstance(candidates, str):
-            raise TypeError("documents must be a list of texts, got a single one; write [text]")
-        documents = list(candidates)
-        scores = self._text_scores([users] * len(documents), documents)  # (N,)
-        scores, order = scores.sort(descending=True, stable=True)  # (N,), (N,)
-        return order, scores
-
-    @torch.no_grad()
-    @in_float32()
-    def _text_scores(self, queries: list[str], documents: list[str]) -> Tensor:
-        """(N,), each query with its document."""
-        if not self.fitted:
-            if "scorer" not in self._modules:
-                with isolated_rng(self.seed):
-                    self._build_scorer()
-                self.scorer.eval()
-            if not self.scorer.has_published_head:
-                raise NotFittedError(
-                    f"this CrossEncoder is not fitted, and {self.text_model} has no head to score with; call "
-                    f'fit(interactions), or take a published cross-encoder with head="pooler", pooling="cls"'
-                )
-        reader = self._reader()
-        place = {text: number for number, text in enumerate(dict.fromkeys([*queries, *documents]))}
-        table = reader.tokenizer.table(list(place))
-        i, j = (
-            torch.tensor([place[text] for text in texts], device="cpu").long()
-            for texts in (queries, documents)
-        )
-        return reader.scores(table, i, table, j)
-
-    # Histories.
-
-    def _keep_histories(self, interactions: Interactions) -> Tensor:
-        # On the CPU whatever the device is, so that the order of ties is the same on all.
-        order = shuffle_ties(interactions, seed_generator(self.seed))  # (E,)
-        self._keep("history_crow", offsets(interactions.user_counts()))
-        self._keep("history_items", interactions.items[order])
-        return order.cpu()
-
-    @torch.no_grad()
-    @in_float32()
-    def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:
-        """Scores every item for users given by their histories, known to the model or not.
-
-        Args:
-            histories: B lists or tensors of item indices, each oldest first; may be empty. Only the most
-                recent ``max_history`` events of each are read.
-
-        Returns:
-            (B, n_items) float32 on the histories' device; for lists of numbers, on the model's.
-
-        Raises:
-            NotFittedError: before ``fit``.
-            TypeError, ValueError, IndexError: histories that are no lists of known items.
-        """
-        self._check_fitted()
-        items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
-        recent = [part[-self.max_history :].tolist() for part in items.split(lengths.tolist())]
-        return self._catalog_scores(self._said(recent)).to(device=items.device, dtype=torch.float32)

@@ -8,6 +8,8 @@ all-MiniLM-L6-v2 from a package, checked by its hash, so no model hub is needed.
 ``attention.TransformerEncoder``, and ``load_minilm`` does so for all-MiniLM-L6-v2: the same numbers, from
 code that can be read on one screen.
 
+``pairs`` joins two texts into one sequence, for models that read both at once.
+
 Only safetensors files are read, never pickles; code that comes with a model is never run.
 """
 
