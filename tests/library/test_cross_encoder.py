@@ -335,6 +335,15 @@ def test_frozen_layers_are_layers_with_a_rate_of_zero(monkeypatch):
     assert moved == [False, True]
 
 
+def test_frozen_layers_drop_nothing():
+    scorer = fit(make(frozen_layers=1, dropout=0.5)).scorer.train()
+    ids, present = torch.tensor([[1, 4, 5, 2, 6, 2]]), torch.ones(1, 6, dtype=torch.bool)
+    hidden = scorer.lower(ids, present, torch.zeros_like(ids))
+    assert torch.equal(scorer.lower(ids, present, torch.zeros_like(ids)), hidden)
+    assert not hidden.requires_grad
+    assert not torch.equal(scorer.upper(hidden, present), scorer.upper(hidden, present))
+
+
 def test_the_cached_output_of_frozen_layers_changes_nothing(monkeypatch):
     # With the cache an epoch's lists are those of epoch 0; here the lists of all epochs are.
     draw = CrossEncoder.epoch_generator
