@@ -42,6 +42,7 @@ __all__ = [
     "compare",
     "evaluate",
     "mean_report",
+    "paired",
     "sampled_evaluate",
     "users_needed",
 ]
@@ -416,9 +417,22 @@ def compare(
     """
     if same_items or a.protocol != b.protocol or not torch.equal(a.users, b.users):
         _refuse_different([a, b])
-    difference = _per_user(a, name) - _per_user(b, name)  # (U,)
-    test = m.paired_test(difference, level, seed=seed)
-    return Comparison(*test, n=a.n, std=float(difference.std()) if a.n > 1 else math.nan)
+    return paired(_per_user(a, name) - _per_user(b, name), level=level, seed=seed)
+
+
+def paired(differences: Tensor, *, level: float = 0.95, seed: int = 0) -> Comparison:
+    """The mean of paired differences, with its interval; for figures that no report holds.
+
+    Args:
+        differences: (U,) one a user, such as a model's squared error minus another's.
+        level: the interval's coverage.
+        seed: of the bootstrap and of the sign flips.
+
+    Raises:
+        TypeError, ValueError: as ``metrics.paired_test``.
+    """
+    test, n = m.paired_test(differences, level, seed=seed), len(differences)
+    return Comparison(*test, n=n, std=float(differences.std()) if n > 1 else math.nan)
 
 
 def mean_report(reports: Sequence[Report]) -> Report:

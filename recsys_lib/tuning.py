@@ -1,10 +1,12 @@
 """Hyper-parameters, chosen on validation data with an equal budget for every model.
 
 A comparison of models is only as fair as their tuning. ``tune`` gives each the same number of trials, starts
-from the model's defaults, and never touches test data.
+from the model's defaults, and never touches test data. ``tune_epochs`` finds the length of training by early
+stopping, within each trial.
 """
 
 import inspect
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from recsys_lib.arguments import whole_number
 from recsys_lib.evaluation import evaluate
@@ -21,11 +24,9 @@ from recsys_lib.models.core.contract import Recommender
 from recsys_lib.progress import progress_bar
 
 if TYPE_CHECKING:
-    import torch
-
     from recsys_lib.data.splits import Split
 
-__all__ = ["Tuning", "tune"]
+__all__ = ["Tuning", "tune", "tune_epochs"]
 
 
 @dataclass(eq=False, repr=False)
@@ -63,7 +64,7 @@ def tune(
     metric: str = "ndcg@10",
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
-    device: "str | torch.device" = "auto",
+    device: str | torch.device = "auto",
     progress: bool = True,
 ) -> Tuning:
     """Random search over a grid, without replacement. Bergstra and Bengio (2012), Random search.
@@ -129,6 +130,75 @@ def tune(
     best = max(range(len(rows)), key=lambda i: rows[i][metric])  # the first of equals
     frame = pd.DataFrame(rows, columns=[*space, metric, "fit_seconds", "evaluate_seconds"])
     return Tuning({**fixed, **trials[best]}, frame, metric, time.perf_counter() - started)
+
+
+def tune_epochs(
+    make: Callable[..., Recommender],
+    space: Mapping[str, Sequence[Any]],
+    split: "Split",
+    *,
+    budget: int,
+    patience: int = 5,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> Tuning:
+    """Random search in which each trial finds its number of epochs by early stopping.
+
+    A grid of epochs that ends too early favors models that learn fast. Here one training tries all lengths up
+    to the last: validation is looked at after each number in ``space["epochs"]``, until ``patience`` looks in
+    a row have brought nothing better, and the best look gives the number. The first trial is the first value
+    of each option; the others are drawn from the grid without replacement.
+
+    Args:
+        make: a trained model's class, or a function that returns a new one; it is given ``epochs``,
+            ``check_every``, ``patience`` and ``seed`` besides the options.
+        space: for each option the values to try, and under ``"epochs"`` the evenly spaced looks, as
+            ``range(10, 401, 10)``.
+        split: with ``train`` and ``validation``.
+        budget: trials.
+        patience: looks without improvement after which a trial stops.
+        seed: chooses the trials, and is every model's own.
+        device: where each trial is fitted.
+        progress: show a bar.
+
+    Returns:
+        A ``Tuning`` by the metric that the models watch, NDCG@10; ``best`` has ``epochs``.
+
+    Raises:
+        ValueError: for a budget below one trial, or looks that are missing or not evenly spaced.
+        RuntimeError: where a trial never looked at validation.
+    """
+    started = time.perf_counter()
+    seed = whole_number(seed, "seed", at_least=0)
+    if (budget := whole_number(budget, "budget")) < 1:
+        raise ValueError(f"budget must be at least 1 trial, got {budget}")
+    grid = {name: _values(name, values) for name, values in space.items()}
+    looks = grid.pop("epochs", [])
+    if not looks or looks != list(range(looks[0], looks[-1] + 1, looks[0])):
+        raise ValueError(
+            f"space['epochs'] must be the looks at validation, evenly spaced from the first on, as in "
+            f"range(10, 401, 10); got {looks or 'none'}"
+        )
+    first, *others = itertools.product(*grid.values())
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
+    trials = [first, *(others[place] for place in order[: budget - 1])]
+    stopping = {"epochs": looks[-1], "check_every": looks[0], "patience": patience}
+    rows: list[dict[str, Any]] = []
+    for values in progress_bar(trials, "tuning", enabled=progress):
+        point = dict(zip(grid, values, strict=True))
+        model: Any = make(**point, **stopping, seed=seed)
+        model.fit(split.train, split.validation, device=device, progress=False)
+        if model.stopped_by == "interrupt":
+            raise KeyboardInterrupt  # a trial cut short must not be judged as if it were whole
+        found = [row["ndcg@10"] for row in model.log if "ndcg@10" in row]
+        if not found:
+            raise RuntimeError(f"the trial with {point or 'the defaults'} never looked at validation")
+        found_after = {"epochs": model.best_epoch, "ndcg@10": max(found), "fit_seconds": model.fit_seconds}
+        rows.append({**point, **found_after})
+    best = max(rows, key=lambda row: row["ndcg@10"])  # the first of equals
+    chosen = {name: best[name] for name in space}
+    return Tuning(chosen, pd.DataFrame(rows), "ndcg@10", time.perf_counter() - started)
 
 
 def _metric(metric: str) -> tuple[str, int]:

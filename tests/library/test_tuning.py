@@ -13,8 +13,8 @@ from torch import Tensor
 
 from recsys_lib.data import Interactions, Split, leave_last_out
 from recsys_lib.evaluation import evaluate
-from recsys_lib.models import ItemKNN
-from recsys_lib.tuning import _trials, _values, tune
+from recsys_lib.models import BPR, ItemKNN
+from recsys_lib.tuning import _trials, _values, tune, tune_epochs
 
 
 class NoTest:
@@ -300,3 +300,80 @@ def test_validation_lists_hold_no_training_item(split: Split, monkeypatch: pytes
     swapped = replace(split, validation=split.train)
     with pytest.raises(RuntimeError, match="no user to evaluate"):
         tune(Mixture, {}, NoTest(swapped), budget=1)
+
+
+class Learner:
+    """Its figure on validation rises up to a number of epochs that depends on the rate, and then falls."""
+
+    def __init__(self, rate: float, epochs: int, check_every: int, patience: int, seed: int) -> None:
+        self.rate, self.epochs, self.check_every, self.patience = rate, epochs, check_every, patience
+        self.log: list[dict[str, float]] = []
+        self.stopped_by, self.fit_seconds, self.best_epoch = "epochs", 0.0, 0
+        self.seed = seed
+
+    def fit(self, interactions: Interactions, validation: Interactions, **options: Any) -> "Learner":
+        assert validation is not None
+        top, best, waited = {0.1: 30, 0.2: 10}.get(self.rate, 20), -1.0, 0
+        for epoch in range(self.check_every, self.epochs + 1, self.check_every):
+            value = self.rate - abs(epoch - top) / 1000
+            self.log.append({"epoch": epoch, "ndcg@10": value})
+            waited = 0 if value > best else waited + 1
+            if value > best:
+                best, self.best_epoch = value, epoch
+            if waited == self.patience:
+                self.stopped_by = "patience"
+                break
+        return self
+
+
+LOOKS = {"rate": [0.1, 0.2, 0.3], "epochs": range(5, 51, 5)}
+
+
+def test_each_trial_finds_its_number_of_epochs(split: Split) -> None:
+    found = tune_epochs(Learner, LOOKS, split, budget=3, patience=2, progress=False)
+    assert found.best == {"rate": 0.3, "epochs": 20}
+    lengths = found.trials.set_index("rate")["epochs"].to_dict()
+    assert lengths == {0.1: 30, 0.2: 10, 0.3: 20}
+    assert found.trials["rate"].iloc[0] == 0.1  # the first value of each option comes first
+
+
+def test_the_trials_that_find_their_epochs_are_distinct_and_of_the_seed(split: Split) -> None:
+    space = {"rate": [0.1, 0.2, 0.3, 0.4, 0.5], "epochs": [5, 10]}
+    drawn = [
+        tune_epochs(Learner, space, split, budget=3, seed=seed, progress=False).trials["rate"].tolist()
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert drawn[0] == drawn[1]
+    assert len({tuple(rates) for rates in drawn}) > 1
+    assert all(len(set(rates)) == 3 for rates in drawn)
+
+
+def test_a_real_model_is_as_good_as_its_best_look(split: Split) -> None:
+    space = {"learning_rate": [0.05], "epochs": [2, 4, 6]}
+    found = tune_epochs(BPR, space, split, budget=1, seed=3, progress=False)
+    model = BPR(**{**found.best, "seed": 3}).fit(split.train, progress=False)
+    report = evaluate(model, split.validation, seen=split.train, seed=3, progress=False)
+    assert report.metrics["ndcg@10"] == pytest.approx(found.trials["ndcg@10"].iloc[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("looks", [[], [10, 25], [5, 10, 20]])
+def test_looks_must_be_evenly_spaced(split: Split, looks: list[int]) -> None:
+    space = {"rate": [0.1], "epochs": looks}
+    with pytest.raises(ValueError, match="epochs"):
+        tune_epochs(Learner, space, split, budget=1, progress=False)
+
+
+def test_looks_must_be_given(split: Split) -> None:
+    with pytest.raises(ValueError, match="evenly spaced"):
+        tune_epochs(Learner, {"rate": [0.1]}, split, budget=1, progress=False)
+
+
+def test_a_trial_that_was_cut_short_is_not_judged(split: Split) -> None:
+    class Interrupted(Learner):
+        def fit(self, *args: Any, **options: Any) -> "Learner":
+            super().fit(*args, **options)
+            self.stopped_by = "interrupt"
+            return self
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_epochs(Interrupted, LOOKS, split, budget=1, progress=False)
