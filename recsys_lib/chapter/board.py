@@ -94,8 +94,7 @@ def against_first(scores: "pd.DataFrame") -> list["Comparison | None"]:
     """
     import torch
 
-    from recsys_lib.evaluation import Comparison
-    from recsys_lib.metrics import paired_test
+    from recsys_lib.evaluation import paired
 
     found: list[Comparison | None] = []
     for place, (values, over) in enumerate(zip(scores.per_user, scores.over, strict=True)):
@@ -105,8 +104,7 @@ def against_first(scores: "pd.DataFrame") -> list["Comparison | None"]:
             found.append(None)
             continue
         ours, theirs = torch.tensor([values, first], dtype=torch.float64, device="cpu")  # (U,), (U,)
-        gaps = ours - theirs  # (U,)
-        found.append(Comparison(*paired_test(gaps), n=len(gaps), std=float(gaps.std())))
+        found.append(paired(ours - theirs))
     return found
 
 
