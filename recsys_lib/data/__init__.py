@@ -1,6 +1,7 @@
 """Data: events as tensors, ways to split them, and where to get some."""
 
 from recsys_lib.data.catalogs import ids_at
+from recsys_lib.data.descriptions import load_descriptions
 from recsys_lib.data.download import DownloadError, cache_root
 from recsys_lib.data.filters import k_core, min_counts
 from recsys_lib.data.interactions import Interactions, check_same_catalog, merge
@@ -20,6 +21,7 @@ __all__ = [
     "ids_at",
     "k_core",
     "leave_last_out",
+    "load_descriptions",
     "load_movielens",
     "merge",
     "min_counts",
