@@ -16,14 +16,10 @@ ten exact results that are found, with its 95 % interval over queries; memory is
 Usage::
 
     OMP_NUM_THREADS=1 python benchmarks/retrieval.py [--vectors 1000000] [--rounds 5] [--record FILE]
-
-The recorded run in ``book/recorded/retrieval.json`` is ``--record book/recorded/retrieval.json``.
 """
 
 import argparse
-import datetime
 import hashlib
-import json
 import math
 import os
 import platform
@@ -35,16 +31,21 @@ from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 import torch
 from torch import Tensor
 
+from recsys_lib.chapter.runs import write_run
 from recsys_lib.data import load_movielens
-from recsys_lib.files import write_whole
 from recsys_lib.models import MatrixFactorization
 from recsys_lib.retrieval import ExactIndex, FaissIndex, Index
 
-ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "OMP_NUM_THREADS=1 python benchmarks/retrieval.py --rounds 4 --record book/recorded/retrieval.json"
+# What the values depend on.
+CODE = (
+    *(f"benchmarks/retrieval.py::{name}" for name in ("Direct", "INDEXES", "measure", "movielens")),
+    "benchmarks/retrieval.py::spread_around",
+    *(f"recsys_lib/retrieval/{name}.py" for name in ("approximate", "exact", "index")),
+)
 K, DIM, SPREAD, ADDED = 10, 64, 0.5, 1000
 
 # Indexes by name: the options, and what is set for a search in turn.
@@ -190,46 +191,27 @@ def processor() -> str:
 
 
 def run(vectors: int, rounds: int, queries: int, one_by_one: int, epochs: int) -> dict[str, Any]:
-    """Both sets of vectors, with all that says what was run where."""
+    """Both sets of vectors: the ``values``, and the ``settings`` and ``inputs`` behind them."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     items, users = movielens(epochs)
     asked = users[torch.linspace(0, len(users) - 1, queries).long()]  # (B, 64)
-    code = hashlib.sha256()
-    for path in (Path(__file__), *sorted((ROOT / "recsys_lib" / "retrieval").glob("*.py"))):
-        code.update(path.read_bytes())
     return {
-        "about": __doc__.strip(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "threads": 1,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "faiss": faiss.__version__,
-        },
-        "code_sha256": code.hexdigest(),
-        "data_sha256": hashlib.sha256(items.numpy().tobytes()).hexdigest(),
-        "epochs": epochs,
-        "rounds": rounds,
-        "one_by_one": one_by_one,
-        "k": K,
-        "sets": {
-            "movielens": measure(items, asked, rounds, one_by_one),
-            "million": measure(spread_around(items, vectors), asked, rounds, one_by_one),
+        "inputs": {"item vectors": hashlib.sha256(items.numpy().tobytes()).hexdigest()},
+        "settings": {"epochs": epochs, "rounds": rounds, "one_by_one": one_by_one, "k": K},
+        "values": {
+            "sets": {
+                "movielens": measure(items, asked, rounds, one_by_one),
+                "million": measure(spread_around(items, vectors), asked, rounds, one_by_one),
+            }
         },
     }
 
 
 def table(found: dict[str, Any]) -> str:
     """The run as text."""
-    lines = [", ".join(f"{name} {version}" for name, version in found["versions"].items())]
-    for name, measured in found["sets"].items():
+    lines = []
+    for name, measured in found["values"]["sets"].items():
         lines.append(f"\n{name}: {measured['vectors']:,} vectors, {measured['queries']} queries")
         lines.append(f"{'':14} {'':15} {'recall':>7} {'queries/s':>10} {'ms alone':>9}")
         for row in measured["settings"]:
@@ -262,9 +244,15 @@ def main() -> None:
     )
     print(table(found))
     if arguments.record:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(arguments.record) as part:
-            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
+        write_run(
+            arguments.record,
+            about=__doc__ or "",
+            command=COMMAND,
+            device=f"cpu: {processor()}, one thread, {os.cpu_count()} cores, {platform.system()}",
+            versions=("torch", "numpy", "faiss-cpu"),
+            code=CODE,
+            **found,
+        )
 
 
 if __name__ == "__main__":

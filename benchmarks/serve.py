@@ -14,8 +14,6 @@ Usage::
 import argparse
 import asyncio
 import contextlib
-import datetime
-import json
 import os
 import platform
 import socket
@@ -24,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +29,19 @@ import httpx
 import numpy as np
 import torch
 
+from recsys_lib.chapter.runs import write_run
 from recsys_lib.data import leave_last_out, load_movielens
-from recsys_lib.files import write_whole
 from recsys_lib.models import EASE, ItemKNN
 from recsys_lib.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "OMP_NUM_THREADS=1 python benchmarks/serve.py --rounds 4 --record book/recorded/serve.json"
+# What the values depend on most.
+CODE = (
+    *(f"benchmarks/serve.py::{name}" for name in ("AT_A_TIME", "BARE", "load", "run", "running")),
+    *(f"recsys_lib/serve/{name}.py" for name in ("app", "engine", "schema", "store")),
+    "recsys_lib/pipeline.py",
+)
 AT_A_TIME = (1, 20)
 BARE = """
 import json, sys, uvicorn
@@ -137,26 +141,24 @@ def run(rounds: int, requests: int) -> dict[str, Any]:
                             every, speeds, before = rows[name, n]
                             rows[name, n] = ([*every, *spent], [*speeds, requests / seconds], before + failed)
     return {
-        "about": (__doc__ or "").strip(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cores": os.cpu_count(), "system": platform.system(), "processor": platform.machine()},
-        "load_average": [round(load, 1) for load in os.getloadavg()],  # of the last 1, 5 and 15 minutes
-        "versions": {name: version(name) for name in ("torch", "fastapi", "uvicorn", "pydantic", "httpx")},
-        "rounds": rounds,
-        "requests": requests,
-        "answer_bytes": len(answer),
-        "without_http": {"p50_ms": percentile(alone, 50), "p99_ms": percentile(alone, 99)},
-        "rows": [
-            {
-                "of": name,
-                "at_a_time": n,
-                "p50_ms": percentile(spent, 50),
-                "p99_ms": percentile(spent, 99),
-                "requests_a_second": round(float(np.median(speeds)), 1),
-                "failed": failed,
-            }
-            for (name, n), (spent, speeds, failed) in rows.items()
-        ],
+        "inputs": {"ratings": data.sha256},
+        "settings": {"rounds": rounds, "requests": requests},
+        "values": {
+            "load_average": [round(load, 1) for load in os.getloadavg()],  # of the last 1, 5 and 15 minutes
+            "answer_bytes": len(answer),
+            "without_http": {"p50_ms": percentile(alone, 50), "p99_ms": percentile(alone, 99)},
+            "rows": [
+                {
+                    "of": name,
+                    "at_a_time": n,
+                    "p50_ms": percentile(spent, 50),
+                    "p99_ms": percentile(spent, 99),
+                    "requests_a_second": round(float(np.median(speeds)), 1),
+                    "failed": failed,
+                }
+                for (name, n), (spent, speeds, failed) in rows.items()
+            ],
+        },
     }
 
 
@@ -171,9 +173,9 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         f"{row['of']:10}{row['at_a_time']:10}{row['p50_ms']:10.2f}{row['p99_ms']:10.2f}"
         f"{row['requests_a_second']:12.1f}{row['failed']:8}"
-        for row in found["rows"]
+        for row in found["values"]["rows"]
     ]
-    alone = found["without_http"]
+    alone = found["values"]["without_http"]
     return "\n".join([*lines, f"without HTTP: p50 {alone['p50_ms']:.2f} ms, p99 {alone['p99_ms']:.2f} ms"])
 
 
@@ -188,8 +190,15 @@ def main() -> None:
     found = run(arguments.rounds, arguments.requests)
     print(table(found))
     if arguments.record:
-        with write_whole(arguments.record) as part:
-            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
+        write_run(
+            arguments.record,
+            about=__doc__ or "",
+            command=COMMAND,
+            device=f"cpu: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            versions=("torch", "fastapi", "uvicorn", "pydantic", "httpx"),
+            code=CODE,
+            **found,
+        )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ names those. A chapter's products are its results, ``_build/results/NN_x.json``,
 the sign of a finished run, and whatever interrupts a run leaves nothing that a later run takes for finished.
 
 A copy also names the hash of each thing that it was made from: the notebook, what its code depends on in
-``recsys_lib`` (the pinned data sets among it), the locked versions, and for a notebook that reads other
-chapters' results, those results. A change of prose alone is carried into the copy without a run, in Markdown
-cells and in what ``chapter.say`` shows.
+``recsys_lib`` (the pinned data sets among it), the locked versions, the recorded runs that it shows, and for
+a notebook that reads other chapters' results, those results. A change of prose alone is carried into the copy
+without a run, in Markdown cells and in what ``chapter.say`` shows.
 """
 
 import argparse
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -35,6 +36,7 @@ from typing import Any
 from book.dependencies import Package
 from book.words import reworded, without_words
 from recsys_lib.chapter.results import ChapterResults, ResultsError
+from recsys_lib.chapter.runs import RecordedRun, RecordedRunError
 from recsys_lib.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +120,39 @@ def upstream(path: Path, layout: Layout) -> list[str]:
     ]
 
 
+def recorded_runs(source: str, layout: Layout) -> dict[str, str]:
+    """The recorded runs that code shows, by file, with a hash of each and of what its label says of its code.
+
+    All of them, where a name is not written out.
+    """
+    folder = layout.root / "book" / "recorded"
+    found: dict[str, str] = {}
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return found
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or getattr(call.func, "attr", "") != "recorded_run":
+            continue
+        given = [*call.args[:1], *(word.value for word in call.keywords if word.arg == "name")]
+        names = [
+            part.value for part in given if isinstance(part, ast.Constant) and isinstance(part.value, str)
+        ]
+        for file in [folder / f"{name}.json" for name in names] or sorted(folder.glob("*.json")):
+            found[file.relative_to(layout.root).as_posix()] = _recorded(file, layout)
+    return found
+
+
+def _recorded(file: Path, layout: Layout) -> str:
+    if not file.exists():
+        return "missing"
+    try:  # a page says which code has changed since, so it is made anew when that changes, and only then
+        changed = RecordedRun.read(file).changed(layout.root)
+    except RecordedRunError as error:
+        changed = [str(error)]
+    return digest(file.read_bytes() + "\0".join(changed).encode())
+
+
 def inputs(path: Path, layout: Layout, package: Package) -> dict[str, str]:
     """Everything that a notebook's copy is made from, by name, with a hash of each."""
     notebook = read_notebook(path)
@@ -133,6 +168,7 @@ def inputs(path: Path, layout: Layout, package: Package) -> dict[str, str]:
     source = re.sub(r"^(\s*)[%!?].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)
     for file, counted in package.closure(source).items():
         found[file.relative_to(layout.root).as_posix()] = digest(counted)
+    found |= recorded_runs(source, layout)
     for name in upstream(path, layout):
         results = layout.results / f"{name}.json"
         found[f"results of {name}"] = digest(results.read_bytes()) if results.exists() else "missing"

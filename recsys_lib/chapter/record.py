@@ -11,12 +11,13 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys_lib.chapter.results import ChapterResults, Claim, Result, results_dir
+from recsys_lib.chapter.runs import show_run
 from recsys_lib.chapter.say import say
 from recsys_lib.chapter.show import figure_style
 
@@ -164,6 +165,45 @@ class Chapter:
             ValueError: it is empty, a value in it is not finite or not formatted, or the ``f`` is missing.
         """
         say(text)
+
+    def recorded_run(
+        self,
+        name: str,
+        live: Callable[[], dict[str, Any]] | None = None,
+        *,
+        when: bool | Callable[[], bool] = False,
+        inputs: Mapping[str, str] | None = None,
+        folder: str | Path | None = None,
+    ) -> dict[str, Any] | None:
+        """The values of a run that a page shows and does not repeat, from ``book/recorded/<name>.json``.
+
+        Shown is what they are: the day, the device and the versions of the run, and the command that makes
+        it again; that it is older than the code, or from other inputs, where it is; or that it is not here.
+        Where the means are there, the run is made live, and that is said::
+
+            run = chapter.recorded_run("retrieval", partial(measure, split), when=Path("faiss").exists())
+            if run:
+                table(run["sets"])
+
+        Args:
+            name: of the run. The runner executes the chapter again when this file changes, so it is
+                best a plain text.
+            live: makes the values here, in the form in which they were recorded.
+            when: whether ``live`` is run: a condition, or what finds it out.
+            inputs: hashes of the inputs as they are here, by their names in the record.
+            folder: where the files are; that of the repository by default.
+
+        Returns:
+            The values, or None where the file is not here, as beside a notebook without a checkout.
+
+        Raises:
+            RecordedRunError: the file is not a recorded run, or what was run live is no set of values.
+            ValueError: ``when`` holds and there is nothing to run.
+        """
+        here = f"{_hardware(self.device)}, {', '.join(' '.join(made) for made in _versions().items())}"
+        values, text = show_run(name, live, when=when, inputs=inputs, here=here, folder=folder)
+        self.say(text)
+        return values
 
     def claim(
         self,

@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from book import execute
 from book.dependencies import Package
 from book.execute import ROOT, Layout, inputs, stale
+from recsys_lib.chapter.runs import RecordedRun, code_hash
 
 ALL = ["01_a.ipynb", "01_a.json", "02_b.ipynb", "02_b.json", "99_all.ipynb", "99_all.json"]
 RECORD = """
@@ -460,6 +461,54 @@ def test_a_second_run_waits_for_the_first(book, sleeping):
     assert second.returncode == 0, shown
     assert "start    01_a" in shown
     assert reasons(book) == {}
+
+
+def recorded(book, name="speed", **changes):
+    """Write a recorded run, of code that is a file of the small library."""
+    made = {
+        **{"about": "x", "date": "2026-01-31", "command": "make x", "device": "cpu", "versions": {}},
+        **{"code": {"recsys_lib/one.py": code_hash("recsys_lib/one.py", book)}, "inputs": {}},
+        **{"values": {"x": 1}, **changes},
+    }
+    RecordedRun(name=name, **made).write(book / "book" / "recorded" / f"{name}.json")
+
+
+def test_a_change_of_a_recorded_run_makes_who_shows_it_stale(book):
+    shows = "class chapter:\n    def recorded_run(name): pass\nchapter.recorded_run('speed')"
+    source = add(book, "02_b", shows, title="Second")
+
+    def named():
+        found = inputs(source, Layout(book), Package(book))
+        return {name: value for name, value in found.items() if name.startswith("book/")}
+
+    assert named() == {"book/recorded/speed.json": "missing"}
+    recorded(book)
+    assert set(started(run(book, check=0))) == {"02_b", "99_all"}
+    assert reasons(book) == {}
+    recorded(book, "another")
+    assert reasons(book) == {}
+    recorded(book, values={"x": 2})
+    assert reasons(book) == {"02_b": "book/recorded/speed.json changed"}
+    # A change of the code behind a record is said on the page; a second one changes no word of it.
+    before = named()
+    (book / "recsys_lib" / "one.py").write_text("VALUE = 1  # the same\n\n")
+    first = named()
+    (book / "recsys_lib" / "one.py").write_text("VALUE = 3\n")
+    assert first != before
+    assert named() == first
+    (book / "recsys_lib" / "one.py").write_text("# a comment\nVALUE = 1\n")
+    assert named() == before
+
+
+def test_who_does_not_write_out_the_name_of_a_recorded_run_depends_on_all(book):
+    for name in ("speed", "another"):
+        recorded(book, name)
+    source = add(book, "02_b", "for name in ['speed']:\n    chapter.recorded_run(name)")
+    assert {"book/recorded/speed.json", "book/recorded/another.json"} <= set(
+        inputs(source, Layout(book), Package(book))
+    )
+    (book / "book" / "recorded" / "speed.json").write_text("no record")
+    assert inputs(source, Layout(book), Package(book))["book/recorded/speed.json"] != "missing"
 
 
 def test_inputs_name_every_cause(book):

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from recsys_lib.chapter.runs import RecordedRun, code_hash
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "book" / "recorded" / "retrieval.json"
 
@@ -28,8 +30,8 @@ def tiny(benchmark: ModuleType) -> dict[str, Any]:
 
 
 @pytest.fixture
-def recorded() -> dict[str, Any]:
-    return json.loads(RECORDED.read_text("utf8"))
+def recorded() -> RecordedRun:
+    return RecordedRun.read(RECORDED)
 
 
 def recalls(measured: dict[str, Any]) -> dict[tuple[str, int], float]:
@@ -49,15 +51,21 @@ def shape(value: Any) -> Any:
 
 
 def test_a_tiny_run_measures_all_that_the_recorded_one_does(
-    tiny: dict[str, Any], recorded: dict[str, Any], benchmark: ModuleType
+    tiny: dict[str, Any], recorded: RecordedRun, benchmark: ModuleType
 ) -> None:
-    assert shape(tiny) == shape(recorded)
+    assert {name: shape(tiny[name]) for name in ("settings", "values", "inputs")} == {
+        "settings": shape(recorded.settings),
+        "values": shape(recorded.values),
+        "inputs": shape(recorded.inputs),
+    }
     assert json.loads(json.dumps(tiny, allow_nan=False)) == tiny
+    assert tuple(recorded.code) == benchmark.CODE
+    assert all(code_hash(name) for name in benchmark.CODE)
     assert "ef_search=256" in benchmark.table(tiny)
 
 
 def test_what_looks_at_everything_finds_everything(tiny: dict[str, Any]) -> None:
-    for measured in tiny["sets"].values():
+    for measured in tiny["values"]["sets"].values():
         found = recalls(measured)
         for complete in (("exact", 0), ("FAISS itself", 0), ("flat", 0), ("ivf", 64)):
             assert found[complete] > 0.99
@@ -73,9 +81,9 @@ def test_a_million_vectors_have_the_spectrum_of_the_items(benchmark: ModuleType)
     assert (torch.cdist(many[:100], items).amin(dim=1) > 1).all()  # beside the items, not on them
 
 
-def test_the_recorded_run_says_what_it_should(recorded: dict[str, Any]) -> None:
-    assert recorded["sets"]["million"]["vectors"] == 1_000_000
-    for measured in recorded["sets"].values():
+def test_the_recorded_run_says_what_it_should(recorded: RecordedRun) -> None:
+    assert recorded.values["sets"]["million"]["vectors"] == 1_000_000
+    for measured in recorded.values["sets"].values():
         found, indexes = recalls(measured), measured["indexes"]
         assert found["exact", 0] == 1
         assert all(0 <= recall <= 1 for recall in found.values())
@@ -85,10 +93,10 @@ def test_the_recorded_run_says_what_it_should(recorded: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_recorded_recalls_come_out_again(benchmark: ModuleType, recorded: dict[str, Any]) -> None:
+def test_the_recorded_recalls_come_out_again(benchmark: ModuleType, recorded: RecordedRun) -> None:
     """Of MovieLens' own items, which take seconds; times are another machine's."""
-    items, users = benchmark.movielens(recorded["epochs"])
-    before = recorded["sets"]["movielens"]
+    items, users = benchmark.movielens(recorded.settings["epochs"])
+    before = recorded.values["sets"]["movielens"]
     asked = users[torch.linspace(0, len(users) - 1, before["queries"]).long()]
     now = recalls(benchmark.measure(items, asked, rounds=1, one_by_one=1))
     assert now == pytest.approx(recalls(before), abs=0.05)

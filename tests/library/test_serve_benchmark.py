@@ -1,10 +1,11 @@
 """The benchmark of the service at a tiny size, and its recorded run."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
+
+from recsys_lib.chapter.runs import RecordedRun, code_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "book" / "recorded" / "serve.json"
@@ -18,16 +19,21 @@ def test_the_benchmark_measures_both_and_nothing_fails():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = module.run(rounds=1, requests=25)
-    assert {(row["of"], row["at_a_time"]) for row in found["rows"]} == ROWS
-    for row in found["rows"]:
+    rows = found["values"]["rows"]
+    assert {(row["of"], row["at_a_time"]) for row in rows} == ROWS
+    for row in rows:
         assert row["failed"] == 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
     assert "without HTTP" in module.table(found)
-    assert found.keys() == json.loads(RECORDED.read_text("utf8")).keys()
+    recorded = RecordedRun.read(RECORDED)
+    assert found["values"].keys() == recorded.values.keys()
+    assert found["settings"].keys() == recorded.settings.keys()
+    assert all(code_hash(name) for name in module.CODE)
 
 
 def test_no_request_of_the_recorded_run_failed():
-    found = json.loads(RECORDED.read_text("utf8"))
-    assert {(row["of"], row["at_a_time"]) for row in found["rows"]} == ROWS
-    assert found["requests"] == 200
-    assert [row["failed"] for row in found["rows"]] == [0] * 4
+    found = RecordedRun.read(RECORDED)
+    rows = found.values["rows"]
+    assert {(row["of"], row["at_a_time"]) for row in rows} == ROWS
+    assert found.settings["requests"] == 200
+    assert [row["failed"] for row in rows] == [0] * 4
