@@ -85,7 +85,9 @@ def test_an_encoder_that_learns_along(models, tmp_path, kind):
     options = {"text": TEXTS, "text_model": folder, "fine_tune": True}
     model = fit(**options, encoder_learning_rate=1e-3)
     first = TextEncoder(folder, device="cpu").model.state_dict()
-    moved = {n: (p - first[n]).abs().max() for n, p in model.item.encoder.state_dict().items() if n in first}
+    # A pooler that no file has is drawn anew at each loading, and not used.
+    now = {name: weight for name, weight in model.item.encoder.state_dict().items() if "pooler" not in name}
+    moved = {name: (weight - first[name]).abs().max() for name, weight in now.items() if name in first}
     assert max(moved.values()) > 1e-4
     assert max(moved.values()) < 0.1  # at the encoder's own rate, not at that of the map
     # Texts are read one by one, whatever they share a batch with.
