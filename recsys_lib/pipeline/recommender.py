@@ -1,190 +1,44 @@
-"""Retrieve, then re-rank: the stages of a large recommender as one recommender.
+"""The pipeline as a recommender: its parts, and what it is asked."""
 
-::
-
-    model = Pipeline(EASE(), reranker=SASRec(), items=catalog).fit(split.history)
-    model.recommend_frame("C000588", k=10, exclude=bought, blocked=sold_out, at_most=3)
-    model.recommend_histories({"a visitor": ["SKU-1", "SKU-7"]}, diversity=0.3)
-    model.save_pretrained("models/shop")
-
-A cheap model looks at the whole catalog, a dear one at what the first has found; then come the rules of the
-house: what may be shown, how many of a kind, how different from each other.
-"""
-
-import inspect
-import json
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn import functional
 
 from recsys_lib.arguments import whole_number
 from recsys_lib.data import Interactions
-from recsys_lib.data.ragged import offsets, row_of_each, take_rows
+from recsys_lib.data.ragged import offsets, take_rows
 from recsys_lib.devices import in_float32
-from recsys_lib.files import write_whole
 from recsys_lib.models.core.checks import check_catalog, check_histories, check_interactions, check_length
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.frames import as_list, ids_of, left_out_of, lists_frame, positions
 from recsys_lib.models.core.histories import HistoryReader
-from recsys_lib.models.core.loading import load
 from recsys_lib.models.core.options import data, learned, option
-from recsys_lib.models.core.saving import CONFIG_FILE
 from recsys_lib.models.core.two_sides import TwoSides
+from recsys_lib.pipeline.asked import (
+    Asked,
+    ask_for_histories,
+    ask_for_texts,
+    ask_for_users,
+    reads_histories,
+)
+from recsys_lib.pipeline.candidates import TwoStages, continued
+from recsys_lib.pipeline.diversity import diversified, share
+from recsys_lib.pipeline.folder import load_parts, put_in_place, save_parts
+from recsys_lib.pipeline.groups import as_groups, lists_with_at_most, shared_groups
+from recsys_lib.pipeline.latency import Stages
 from recsys_lib.progress import progress_bar
-from recsys_lib.ranking import rank_candidates, rank_topk
-from recsys_lib.retrieval import ExactIndex, FaissIndex, Index
+from recsys_lib.retrieval import Index
+from recsys_lib.similarity import cosine
 
-__all__ = ["Pipeline", "Stages", "at_most_of_a_group", "maximal_marginal_relevance"]
+__all__ = ["Pipeline"]
 
 _SCORES_AT_ONCE = 2**22  # of the whole catalog, held while lists are made
-_PARTS = ("retriever", "reranker")
-_INDEX_FILE, _ITEMS_FILE = "index.safetensors", "items.parquet"
-
-
-@dataclass
-class Stages:
-    """Where the time of lists went, in seconds. Calls that are given the same report add up in it.
-
-    Attributes:
-        retrieve: looking through the catalog.
-        rerank: the second model, on the candidates.
-        filter: what may be listed, and how many of a group.
-        diversify: making the list less alike.
-        lists: how many were made.
-        candidates: how many the second model has scored.
-    """
-
-    retrieve: float = 0.0
-    rerank: float = 0.0
-    filter: float = 0.0
-    diversify: float = 0.0
-    lists: int = 0
-    candidates: int = 0
-
-    @property
-    def total(self) -> float:
-        """Seconds of all stages."""
-        return sum(self.seconds().values())
-
-    def seconds(self) -> dict[str, float]:
-        """The seconds of each stage, by its name."""
-        return {name: getattr(self, name) for name in ("retrieve", "rerank", "filter", "diversify")}
-
-    def add(self, other: "Stages") -> None:
-        """Adds what another report holds."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {1000 * spent:.1f} ms" for name, spent in self.seconds().items())
-        return f"{self.lists} lists in {1000 * self.total:.1f} ms: {parts}"
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time of the block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
-
-
-def maximal_marginal_relevance(relevance: Tensor, similarity: Tensor, k: int, diversity: float) -> Tensor:
-    """Picks items one by one: relevant, and unlike those that were picked before.
-
-        argmax over i not in S of  (1 - diversity) Rel(i) - diversity max over j in S of Sim(i, j)
-
-    with S what was picked; the first is the most relevant. Carbonell and Goldstein (1998), The use of MMR,
-    diversity-based reranking for reordering documents and producing summaries, section 2; their lambda is
-    1 - diversity. Of equal items the one that stands first is taken.
-
-    Args:
-        relevance: (C,) of each item, in the unit of ``similarity``.
-        similarity: (C, C) of each pair.
-        k: how many to pick, at most C.
-        diversity: from 0, the order of relevance, to 1, which asks for relevance only once.
-
-    Returns:
-        (k,) int64 places in ``relevance``, in the order they were picked.
-
-    Raises:
-        TypeError: ``k`` is no whole number.
-        ValueError: other shapes, or a k or a diversity out of range.
-    """
-    n, k = len(relevance), whole_number(k, "k", at_least=1)
-    if relevance.ndim != 1 or similarity.shape != (n, n):
-        raise ValueError(
-            f"similarity must be (C, C) for the C = {n} relevances, got {tuple(similarity.shape)}"
-        )
-    if k > n:
-        raise ValueError(f"k must be at most the {n} items there are, got {k}")
-    _check_share(diversity, "diversity")
-    if not k or not n:
-        return torch.zeros(0, dtype=torch.int64, device=relevance.device)
-    picked = [int(relevance.argmax())]
-    nearest = similarity[:, picked[0]].clone()  # (C,) to what was picked
-    free = torch.ones(n, dtype=torch.bool, device=relevance.device)  # (C,)
-    while len(picked) < k:
-        free[picked[-1]] = False
-        gain = (1 - diversity) * relevance - diversity * nearest  # (C,)
-        picked.append(int(gain.masked_fill(~free, -torch.inf).argmax()))
-        nearest = torch.maximum(nearest, similarity[:, picked[-1]])
-    return torch.tensor(picked, device=relevance.device)  # (k,)
-
-
-def at_most_of_a_group(items: Sequence[int], groups: Sequence[frozenset[Any]], at_most: int) -> list[int]:
-    """The places of a list that stay where no group may have more than so many.
-
-    From the top down, an item stays if none of its groups is full.
-
-    Args:
-        items: n items, best first.
-        groups: of every item of the catalog, the groups that it belongs to; perhaps none.
-        at_most: of each group.
-    """
-    count: dict[Any, int] = {}
-    kept = []
-    for place, item in enumerate(items):
-        mine = groups[item]
-        if all(count.get(group, 0) < at_most for group in mine):
-            kept.append(place)
-            for group in mine:
-                count[group] = count.get(group, 0) + 1
-    return kept
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Those for whom lists are made: users of the fit, people with a history, or texts.
-
-    Attributes:
-        ties: (B,) int64, by which the order of ties is drawn.
-        had: rows (E,) and items (E,) of what each has had.
-        score: rows (b,) -> (b, n_items), the retriever's scores.
-        vectors: the rows that have a vector, (B,) bool, and the vectors (U, d); None where there is no index.
-        rerank: candidates (B, C), -1 for padding -> items and scores (B, C), best first; None keeps the
-            order of the retriever.
-    """
-
-    ties: Tensor
-    had: tuple[Tensor, Tensor]
-    score: Callable[[Tensor], Tensor]
-    vectors: Callable[[], tuple[Tensor, Tensor]] | None
-    rerank: Callable[[Tensor], tuple[Tensor, Tensor]] | None
-
-    def __len__(self) -> int:
-        return len(self.ties)
 
 
 class Pipeline(HistoryReader):
@@ -265,7 +119,7 @@ class Pipeline(HistoryReader):
     @property
     def reads_histories(self) -> bool:
         """Whether it serves people by their histories: whether all its parts do."""
-        return all(_reads_histories(part) for part in self._stages())
+        return all(reads_histories(part) for part in self._stages())
 
     def _stages(self) -> list[Any]:
         return [part for part in (self.retriever, self.reranker) if part is not None]
@@ -376,7 +230,7 @@ class Pipeline(HistoryReader):
             raise ValueError("items has no row of an item that the pipeline knows; look at its item_id")
         by_id = by_id.reindex(known)
         if self.group in by_id.columns:
-            self._groups = [_as_groups(value) for value in by_id[self.group]]
+            self._groups = [as_groups(value) for value in by_id[self.group]]
         self._table = by_id.rename_axis("item_id").reset_index()
 
     def _keep_histories(self, interactions: Interactions) -> None:
@@ -394,7 +248,7 @@ class Pipeline(HistoryReader):
         self._keep("history_times", interactions.timestamps)
 
     def _no_histories(self) -> str:
-        part = next(part for part in self._stages() if not _reads_histories(part))
+        part = next(part for part in self._stages() if not reads_histories(part))
         role = "retriever" if part is self.retriever else "reranker"
         return (
             f"the {role} of this Pipeline, {type(part).__name__}, knows users by number and reads no "
@@ -403,200 +257,41 @@ class Pipeline(HistoryReader):
 
     # ------------------------------------------------------------------------------------------ who is asked
 
-    def _of_users(self, users: Tensor) -> _Asked:
+    def _of_users(self, users: Tensor) -> Asked:
         """Users (B,) of the fit, on the pipeline's device."""
         assert self.retriever is not None
-        retriever, reranker = self.retriever, self.reranker
         place, row = take_rows(self.history_crow, users)  # (E,), (E,)
-        vectors = None
-        if self.index is not None and isinstance(retriever, TwoSides):
-            crow = retriever.history_crow if retriever.reads_histories else None
-            known = retriever.user_known if crow is None else crow.diff() > 0  # (n_users,)
-            vectors = lambda: (known[users], retriever.encode_users(users[known[users]]))  # noqa: E731
-        rerank = None
-        if reranker is not None and hasattr(reranker, "rank"):
-            rerank = lambda candidates: reranker.rank(users, candidates)  # noqa: E731
-        elif reranker is not None:
-            rerank = lambda candidates: _picked(reranker.score(users), candidates, users)  # noqa: E731
-        return _Asked(
-            ties=users,
-            had=(row, self.history_items[place]),
-            score=lambda rows: retriever.score(users[rows]),
-            vectors=vectors,
-            rerank=rerank,
-        )
+        return ask_for_users(self.retriever, self.reranker, users, (row, self.history_items[place]))
 
     def _of_histories(
         self, histories: Sequence[Tensor | Sequence[int]], timestamps: Sequence[Any] | None
-    ) -> _Asked:
+    ) -> Asked:
         """People by their histories of item indices."""
         if not self.reads_histories:
             raise ValueError(self._no_histories())
+        assert self.retriever is not None
         items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
-        items, lengths = items.to(self.device), lengths.to(self.device)
-        read = list(items.split(lengths.tolist()))
         if timestamps is not None and [len(t) for t in timestamps] != lengths.tolist():
             raise ValueError("timestamps must have one entry for each item of each history")
-        retriever, reranker = self.retriever, self.reranker
-        ties = torch.arange(len(read), device=self.device)  # (B,)
+        read = list(items.to(self.device).split(lengths.tolist()))
+        return ask_for_histories(self.retriever, self.reranker, read, timestamps)
 
-        def asked(part: Any, rows: Tensor) -> Tensor:
-            chosen = rows.tolist()
-            those = [read[row] for row in chosen]
-            if timestamps is None or "timestamps" not in inspect.signature(part.score_histories).parameters:
-                return part.score_histories(those)
-            return part.score_histories(those, timestamps=[timestamps[row] for row in chosen])
-
-        vectors = None
-        if self.index is not None and isinstance(retriever, TwoSides):
-            known = lengths > 0  # (B,)
-            told = [one for one in read if len(one)]
-
-            def vectors() -> tuple[Tensor, Tensor]:
-                return known, retriever.encode_users(told) if told else items.new_zeros(0, 1).float()
-
-        rerank = None
-        if reranker is not None and hasattr(reranker, "rank_histories"):
-            rerank = lambda candidates: reranker.rank_histories(read, candidates)  # noqa: E731
-        elif reranker is not None:
-            rerank = lambda candidates: _picked(asked(reranker, ties), candidates, ties)  # noqa: E731
-        return _Asked(
-            ties=ties,
-            had=(row_of_each(offsets(lengths)), items),
-            score=lambda rows: asked(retriever, rows),
-            vectors=vectors,
-            rerank=rerank,
-        )
-
-    def _of_texts(self, texts: Sequence[str]) -> _Asked:
+    def _of_texts(self, texts: Sequence[str]) -> Asked:
         """What is like a text."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("texts must be a list of texts; write [text]")
-        retriever, reranker = self.retriever, self.reranker
-        if not isinstance(retriever, TwoSides):
-            raise ValueError(
-                f"the retriever of this Pipeline, {type(retriever).__name__}, reads no text; take one that "
-                f'does, such as TwoTower(item_tower="text")'
-            )
-        encoded = retriever.encode_items(list(texts))  # (B, d)
-        nothing = torch.zeros(0, dtype=torch.int64, device=self.device)  # (0,)
-        everyone = torch.ones(len(texts), dtype=torch.bool, device=self.device)  # (B,)
-        rerank = None
-        if reranker is not None and hasattr(reranker, "rank_texts"):
-            rerank = lambda candidates: reranker.rank_texts(texts, candidates)  # noqa: E731
-        return _Asked(
-            ties=torch.arange(len(texts), device=self.device),
-            had=(nothing, nothing),
-            score=lambda rows: encoded[rows] @ retriever.encode_items().mT,
-            vectors=None if self.index is None else lambda: (everyone, encoded),
-            rerank=rerank,
-        )
+        assert self.retriever is not None
+        return ask_for_texts(self.retriever, self.reranker, texts)
 
-    # --------------------------------------------------------------------------------------------- the stages
+    # -------------------------------------------------------------------------------------------- the stages
 
-    def _retrieve(self, asked: _Asked, length: int, refused: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The best items (B, L) of the retriever that are not refused, (B, n_items) bool, with scores."""
-        rows = torch.arange(len(asked), device=self.device)  # (B,)
-        if self.index is None or asked.vectors is None:
-            return self._scanned(asked, rows, length, refused)
-        items = torch.full((len(asked), length), -1, device=self.device)  # (B, L)
-        values = torch.full((len(asked), length), -torch.inf, device=self.device)  # (B, L)
-        known, vectors = asked.vectors()  # (B,), (U, d)
-        if bool(known.any()):
-            exclude = None
-            if refused is not None:
-                row, item = refused[known].nonzero(as_tuple=True)  # (R,), (R,)
-                exclude = list(item.split(row.bincount(minlength=int(known.sum())).tolist()))
-            users = asked.ties[known]
-            items[known], values[known] = self.index.search(vectors, length, exclude=exclude, users=users)
-        if not bool(known.all()):
-            without = rows[~known]
-            items[without], values[without] = self._scanned(asked, without, length, refused)
-        return items, values
-
-    def _scanned(
-        self, asked: _Asked, rows: Tensor, length: int, refused: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The same for some rows (b,), by the scores of all items."""
-        scores = asked.score(rows)  # (b, n_items)
-        if refused is not None:
-            scores = scores.masked_fill(refused[rows], -torch.inf)
-        return rank_topk(scores, length, users=asked.ties[rows])
-
-    def _reranked(
-        self, asked: _Asked, items: Tensor, values: Tensor, had: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The second model on the candidates among what was retrieved.
-
-        Args:
-            asked: by whom.
-            items: (B, L), best first, -1 for padding.
-            values: (B, L) their scores.
-            had: (B, n_items) bool, what each has had.
-
-        Returns:
-            candidates (B, C), best first; their scores (B, C); which of what was retrieved they are,
-            (B, L) bool; and what is added to the retriever's scores of all else, (B, 1), so that they come
-            after the candidates that are new.
-        """
-        assert asked.rerank is not None
-        new = (items >= 0) & ~had.gather(1, items.clamp(min=0))  # (B, L)
-        seen_so_far = new.cumsum(dim=1)  # (B, L)
-        n = self.n_candidates
-        chosen = (items >= 0) & ((seen_so_far < n) | ((seen_so_far == n) & new))  # (B, L): the first of a row
-        width = max(1, int(chosen.sum(dim=1).max())) if len(items) else 1
-        ranked, scores = asked.rerank(items[:, :width].masked_fill(~chosen[:, :width], -1))  # (B, C), (B, C)
-        ranked, scores = ranked.to(self.device), scores.to(self.device, torch.float32)
-        # Where anything is left, the last candidate is the n-th new one, whatever else may be listed.
-        last = values.masked_fill(~(chosen & new), torch.inf).amin(dim=1, keepdim=True)  # (B, 1)
-        fresh = (ranked >= 0) & ~had.gather(1, ranked.clamp(min=0))  # (B, C)
-        worst = scores.masked_fill(~fresh, torch.inf).amin(dim=1, keepdim=True)  # (B, 1)
-        down = (worst - last - 1).nan_to_num(posinf=0.0, neginf=0.0)  # (B, 1)
-        return ranked, scores, chosen, down
-
-    def _had(self, asked: _Asked) -> Tensor:
-        had = torch.zeros(len(asked), self.n_items, dtype=torch.bool, device=self.device)  # (B, n_items)
-        had[asked.had] = True
-        return had
-
-    def _length(self, k: int, open_again: Tensor) -> int:
-        """How many to retrieve, so that the candidates are among them."""
-        again = int(open_again.sum(dim=1).max()) if len(open_again) else 0
-        return min(self.n_items, max(k, self.n_candidates + again))
-
-    def _all_scores(self, asked: _Asked) -> Tensor:
-        """Scores (B, n_items) of the order that the two stages make."""
-        rows = torch.arange(len(asked), device=self.device)  # (B,)
-        scores = asked.score(rows)  # (B, n_items)
-        if asked.rerank is None:
-            return scores
-        had = self._had(asked)
-        items, values = rank_topk(scores, self._length(1, had), users=asked.ties)  # (B, L)
-        ranked, rescored, _, down = self._reranked(asked, items, values, had)
-        scores = scores + down  # (B, n_items)
-        row, column = (ranked >= 0).nonzero(as_tuple=True)  # (N,), (N,)
-        scores[row, ranked[row, column]] = rescored[row, column]
-        return scores
-
-    def _ranked(self, asked: _Asked, k: int, refused: Tensor | None, stages: Stages) -> tuple[Tensor, Tensor]:
-        """The k best of the two stages: items (B, k') and scores (B, k'), k' at least k."""
-        had = self._had(asked)
-        length = self._length(k, had if refused is None else had & ~refused)
-        with stages.timed("retrieve"):
-            items, values = self._retrieve(asked, length, refused)  # (B, L)
-        if asked.rerank is None:
-            return items, values
-        with stages.timed("rerank"):
-            ranked, scores, chosen, down = self._reranked(asked, items, values, had)
-            stages.candidates += int(chosen.sum())
-            items = torch.cat([ranked, items.masked_fill(chosen, -1)], dim=1)  # (B, C + L)
-            values = torch.cat([scores, values + down], dim=1)  # (B, C + L)
-            items, values = rank_candidates(values, items, users=asked.ties)
-        return items[:, :length], values[:, :length]
+    @property
+    def _two_stages(self) -> TwoStages:
+        return TwoStages(self.index, self.n_items, self.n_candidates)
 
     def _lists(
         self,
-        asked: _Asked,
+        asked: Asked,
         k: int,
         refused: Tensor | None,
         rules: tuple[int | None, float],
@@ -606,43 +301,31 @@ class Pipeline(HistoryReader):
         at_most, diversity = rules
         stages.lists += len(asked)
         pool = k if not diversity else max(k, min(self.n_candidates, self.n_items))
-        items, values = self._ranked(asked, pool, refused, stages)
+        items, values = self._two_stages.ranked(asked, pool, refused, stages)
         if diversity:
             with stages.timed("diversify"):
-                items, values = self._diversified(items[:, :pool], values[:, :pool], diversity)
-        if at_most is not None:
+                alike = self._likeness()
+                items, values = diversified(items[:, :pool], values[:, :pool], diversity, alike)
+        if at_most is None:
+            return items[:, :k], values[:, :k]
+        groups = self._groups_of()
+        with stages.timed("filter"):
+            found, scores, filled = lists_with_at_most(items, values, k, groups, at_most)
+        # Rows that came out short may be filled from further down.
+        if not filled and items.shape[1] < self.n_items:
+            more = self._two_stages.ranked(asked, self.n_items, refused, stages)
+            items, values = continued(items, values, *more) if diversity else more
             with stages.timed("filter"):
-                lists = self._of_groups(items, values, k, at_most)
-            # Rows that came out short may be filled from further down.
-            if lists is None and items.shape[1] < self.n_items:
-                more = self._ranked(asked, self.n_items, refused, stages)
-                items, values = _continued(items, values, *more) if diversity else more
-            with stages.timed("filter"):
-                lists = lists or self._of_groups(items, values, k, at_most, final=True)
-            assert lists is not None
-            items, values = lists
-        return items[:, :k], values[:, :k]
+                found, scores, _ = lists_with_at_most(items, values, k, groups, at_most)
+        return found, scores
 
-    def _diversified(self, items: Tensor, values: Tensor, diversity: float) -> tuple[Tensor, Tensor]:
-        """Each list (B, P) in the order of maximal marginal relevance."""
-        vectors = self.retriever.encode_items() if isinstance(self.retriever, TwoSides) else None  # (n, d)
-        order = torch.arange(items.shape[1], device=items.device).repeat(len(items), 1)  # (B, P)
-        for row, mine in enumerate(items):
-            n = int((mine >= 0).sum())
-            if n < 2:
-                continue
-            score = values[row, :n]  # (n,)
-            spread = (score.max() - score.min()).clamp(min=torch.finfo(score.dtype).tiny)  # ()
-            relevance = (score - score.min()) / spread  # (n,)
-            if vectors is not None:
-                unit = functional.normalize(vectors[mine[:n]], dim=1)  # (n, d)
-                similarity = unit @ unit.mT  # (n, n)
-            else:
-                similarity = _shared_groups([self._groups_of()[item] for item in mine[:n].tolist()]).to(
-                    mine.device
-                )
-            order[row, :n] = maximal_marginal_relevance(relevance, similarity, n, diversity)
-        return items.gather(1, order), values.gather(1, order)
+    def _likeness(self) -> Callable[[Tensor], Tensor]:
+        """How alike items are to a diverse list: (n,) to (n, n)."""
+        if isinstance(self.retriever, TwoSides):
+            vectors = self.retriever.encode_items()  # (n_items, d)
+            return lambda items: cosine(vectors[items], vectors[items])
+        groups = self._groups_of()
+        return lambda items: shared_groups([groups[item] for item in items.tolist()]).to(items.device)
 
     def _groups_of(self) -> list[frozenset[Any]]:
         if self._groups is None:
@@ -652,26 +335,10 @@ class Pipeline(HistoryReader):
             )
         return self._groups
 
-    def _of_groups(
-        self, items: Tensor, values: Tensor, k: int, at_most: int, *, final: bool = False
-    ) -> tuple[Tensor, Tensor] | None:
-        """Lists (B, k) in which no group has too many; None where one came out short, unless it is final."""
-        groups = self._groups_of()
-        found = torch.full((len(items), k), -1, device=items.device)  # (B, k)
-        scores = torch.full((len(items), k), -torch.inf, device=items.device)  # (B, k)
-        for row, mine in enumerate(items.tolist()):
-            n = next((place for place, item in enumerate(mine) if item < 0), len(mine))
-            kept = at_most_of_a_group(mine[:n], groups, at_most)[:k]
-            if len(kept) < k and not final:
-                return None
-            place = torch.tensor(kept, dtype=torch.int64, device=items.device)  # (n,)
-            found[row, : len(kept)], scores[row, : len(kept)] = items[row, place], values[row, place]
-        return found, scores
-
     # ---------------------------------------------------------------------------------------- what is asked
 
     def _score(self, users: Tensor) -> Tensor:
-        return self._all_scores(self._of_users(users))
+        return self._two_stages.scores(self._of_users(users))
 
     @torch.no_grad()
     @in_float32()
@@ -695,14 +362,14 @@ class Pipeline(HistoryReader):
             ValueError: a part reads no histories, or needs timestamps.
         """
         self._check_fitted()
-        scores = self._all_scores(self._of_histories(histories, timestamps))  # (B, n_items)
+        scores = self._two_stages.scores(self._of_histories(histories, timestamps))  # (B, n_items)
         given = next((one.device for one in histories if isinstance(one, Tensor)), self.device)
         return scores.to(given, torch.float32)
 
     def _rules(self, at_most: int | None, diversity: float | None) -> tuple[int | None, float]:
         """The rules of a call, or the options."""
         most = self.at_most if at_most is None else whole_number(at_most, "at_most", at_least=1)
-        unlike = self.diversity if diversity is None else _check_share(diversity, "diversity")
+        unlike = self.diversity if diversity is None else share(diversity, "diversity")
         if most is not None or (unlike and not isinstance(self.retriever, TwoSides)):
             self._groups_of()
         return most, unlike
@@ -930,7 +597,7 @@ class Pipeline(HistoryReader):
     def _frame(
         self,
         names: list[Any],
-        asked: _Asked,
+        asked: Asked,
         k: int,
         items: pd.DataFrame | None,
         left_out: tuple[Tensor, Tensor] | None,
@@ -984,25 +651,12 @@ class Pipeline(HistoryReader):
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             whole = Path(folder) / target.name
             answer = super().save_pretrained(whole, **options)
-            _move_into(whole, target)
+            put_in_place(whole, target)
         return answer
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        for name in _PARTS:
-            part = getattr(self, name)
-            if part is None:
-                continue
-            if not isinstance(part, Recommender):
-                raise TypeError(
-                    f"the {name}, {type(part).__name__}, is no Recommender and cannot be saved with the "
-                    f"pipeline"
-                )
-            part.save_pretrained(save_directory / name)
-        if self.index is not None:
-            self.index.save(save_directory / _INDEX_FILE)
-        if self._table is not None:
-            with write_whole(save_directory / _ITEMS_FILE) as path:
-                self._table.to_parquet(path)
+        parts = {"retriever": self.retriever, "reranker": self.reranker}
+        save_parts(save_directory, parts, self.index, self._table)
         super()._save_pretrained(save_directory)
 
     @classmethod
@@ -1014,98 +668,9 @@ class Pipeline(HistoryReader):
                 f"huggingface_hub.snapshot_download"
             )
         model = super()._from_pretrained(model_id=model_id, config=config, **options)
-        place = options.get("map_location", "cpu")
-        for name in _PARTS:
-            if (folder / name).is_dir():
-                part = load(folder / name, map_location=place)
-                sizes = (part._n_users, part._n_items)
-                if sizes != (model._n_users, model._n_items):
-                    raise ValueError(f"{folder / name} holds a model of another pipeline, of {sizes}")
-                setattr(model, name, part)
-        if model.retriever is None:
-            raise FileNotFoundError(f"{folder} has no folder retriever: it is damaged; save it again")
-        if (folder / _INDEX_FILE).is_file():
-            model.index = _load_index(folder / _INDEX_FILE)
-            if len(model.index) != model.n_items:
-                raise ValueError(f"{folder / _INDEX_FILE} belongs to another pipeline")
-        if (folder / _ITEMS_FILE).is_file():
-            model.items = pd.read_parquet(folder / _ITEMS_FILE)
+        sizes = (model._n_users, model._n_items)
+        for name, part in load_parts(folder, sizes, options.get("map_location", "cpu")).items():
+            setattr(model, name, part)
         model._check_parts()
         model._read_items()
         return model.eval()
-
-
-def _reads_histories(part: Any) -> bool:
-    """Whether a part serves people whom it knows by their history alone."""
-    can = hasattr(part, "score_histories") or hasattr(part, "rank_histories")
-    return can and bool(getattr(part, "reads_histories", True))
-
-
-def _picked(scores: Tensor, candidates: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
-    """Candidates (B, C) by their scores among those of all items (B, n_items)."""
-    mine = scores.gather(1, candidates.clamp(min=0).to(scores.device))  # (B, C)
-    return rank_candidates(mine, candidates.to(scores.device), users=users)
-
-
-def _continued(items: Tensor, values: Tensor, more: Tensor, more_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists (B, P) followed by what longer ones (B, L) have beside."""
-    there = (more[:, :, None] == items[:, None, :]).any(dim=2)  # (B, L)
-    order = (there | (more < 0)).to(torch.int8).argsort(dim=1, stable=True)  # (B, L) what is new comes first
-    rest = more.masked_fill(there, -1).gather(1, order)  # (B, L)
-    score = more_values.masked_fill(there, -torch.inf).gather(1, order)  # (B, L)
-    return torch.cat([items, rest], dim=1), torch.cat([values, score], dim=1)
-
-
-def _as_groups(value: Any) -> frozenset[Any]:
-    """An item's groups: a list of them, or a text with "|" between."""
-    if value is None or (isinstance(value, float) and pd.isna(value)):
-        return frozenset()
-    if isinstance(value, str):
-        return frozenset(name for name in value.split("|") if name)
-    return frozenset(value) if isinstance(value, Iterable) else frozenset([value])
-
-
-def _shared_groups(groups: Sequence[frozenset[Any]]) -> Tensor:
-    """The share of groups that two items have in common (Jaccard), (n, n); an item without any is alone."""
-    names = {name: i for i, name in enumerate(sorted(frozenset().union(*groups), key=str))}
-    has = torch.zeros(len(groups), max(1, len(names)), device="cpu")  # (n, g)
-    for row, mine in enumerate(groups):
-        has[row, [names[name] for name in mine]] = 1.0
-    common, count = has @ has.mT, has.sum(dim=1)  # (n, n), (n,)
-    return common / (count[:, None] + count - common).clamp(min=1)
-
-
-def _check_share(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
-    return float(value)
-
-
-def _load_index(path: Path) -> Index:
-    """An index of the library by what its file says it is."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            kind = json.loads((file.metadata() or {}).get("index", "{}")).get("class")
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); save the pipeline again") from error
-    known: dict[Any, Any] = {"ExactIndex": ExactIndex, "FaissIndex": FaissIndex}
-    if kind not in known:
-        raise ValueError(f"{path} holds no index of this library")
-    index: Index = known[kind].load(path)
-    return index
-
-
-def _move_into(whole: Path, target: Path) -> None:
-    """Puts a complete folder in place; the configuration, without which nothing is loaded, comes last."""
-    if not target.exists():
-        whole.replace(target)
-        return
-    (target / CONFIG_FILE).unlink(missing_ok=True)
-    for name in (*_PARTS, _INDEX_FILE, _ITEMS_FILE):
-        old = target / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-    for path in sorted(whole.iterdir(), key=lambda path: path.name == CONFIG_FILE):
-        path.replace(target / path.name)
