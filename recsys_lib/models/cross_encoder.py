@@ -71,7 +71,8 @@ class CrossEncoder(ReadsTextPairs[TextLists]):
         model.rank("a slow drama", ["Speed (1994)", "Tokyo Story (1953)"])  # positions, scores
 
     Texts can be asked before ``fit`` where ``text_model`` is a published cross-encoder, which has a head
-    (``head="pooler"``, ``pooling="cls"``).
+    (``head="pooler"``, ``pooling="cls"``). For those who are no users, ``rank_histories`` orders items by a
+    history, and ``rank_texts`` by a text that is read in its place; so a ``Pipeline`` answers for them.
 
     **Objectives.** Each event is an example: its item, and ``n_negatives`` others. ``"bce"`` judges each pair
     by itself (``losses.bce_loss``), ``"bpr"`` the target against each other one (``losses.bpr_loss``),

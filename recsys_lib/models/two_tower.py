@@ -238,6 +238,13 @@ class TwoTower(TwoSides[UserItemPairs]):
         """All user towers do, but that of numbers."""
         return self.user_tower != "id"
 
+    @property
+    def reads_texts(self) -> bool:
+        """Item towers of texts do, where the encoder is at hand that made the vectors of the catalog's."""
+        if self.item_tower == "id":
+            return False
+        return self.encoder is not None or self.fine_tune or bool(getattr(self.item_text, "encoded", False))
+
     def item_side(self, items: Tensor) -> Tensor:
         """The item tower on numbers (N,): (N, d)."""
         if self.item_tower == "id":

@@ -1,6 +1,5 @@
 """Who is asked for: users of the fit, people with a history, or texts, as what the stages need of them."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,11 @@ from torch import Tensor
 
 from recsys_lib.data.ragged import offsets, row_of_each
 from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.histories import with_times
 from recsys_lib.models.core.two_sides import TwoSides
 from recsys_lib.ranking import rank_candidates
 
-__all__ = ["Asked", "ask_for_histories", "ask_for_texts", "ask_for_users", "reads_histories"]
+__all__ = ["Asked", "ask_for_histories", "ask_for_texts", "ask_for_users", "reads_histories", "reads_texts"]
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,13 @@ def ask_for_histories(
 
     def score(part: Any, rows: Tensor) -> Tensor:
         chosen = rows.tolist()
-        those = [histories[row] for row in chosen]
-        if timestamps is None or "timestamps" not in inspect.signature(part.score_histories).parameters:
-            return part.score_histories(those)
-        return part.score_histories(those, timestamps=[timestamps[row] for row in chosen])
+        times = None if timestamps is None else [timestamps[row] for row in chosen]
+        return with_times(part.score_histories, [histories[row] for row in chosen], timestamps=times)
+
+    def rank(candidates: Tensor) -> tuple[Tensor, Tensor]:
+        if hasattr(reranker, "rank_histories"):
+            return with_times(reranker.rank_histories, histories, candidates, timestamps=timestamps)
+        return _picked(score(reranker, ties), candidates, ties)
 
     vectors = None
     if isinstance(retriever, TwoSides):
@@ -100,22 +103,17 @@ def ask_for_histories(
         def vectors() -> tuple[Tensor, Tensor]:
             return lengths > 0, retriever.encode_users(told) if told else torch.zeros(0, 1, device=device)
 
-    rerank = None
-    if reranker is not None and hasattr(reranker, "rank_histories"):
-        rerank = lambda candidates: reranker.rank_histories(histories, candidates)  # noqa: E731
-    elif reranker is not None:
-        rerank = lambda candidates: _picked(score(reranker, ties), candidates, ties)  # noqa: E731
     return Asked(
         ties=ties,
         had=(row_of_each(offsets(lengths)), torch.cat([ties[:0], *histories])),
         score=lambda rows: score(retriever, rows),
         vectors=vectors,
-        rerank=rerank,
+        rerank=None if reranker is None else rank,
     )
 
 
 def ask_for_texts(retriever: Recommender, reranker: Any, texts: Sequence[str]) -> Asked:
-    """What is like a text.
+    """What fits a text: what the retriever's vectors find, or else what the re-ranker says of all items.
 
     Args:
         retriever: the first model.
@@ -123,27 +121,40 @@ def ask_for_texts(retriever: Recommender, reranker: Any, texts: Sequence[str]) -
         texts: B of them.
 
     Raises:
-        ValueError: the retriever reads no text.
+        ValueError: neither reads texts.
     """
+    device = retriever.device
+    ties = torch.arange(len(texts), device=device)  # (B,)
+    had = ties[:0], ties[:0]
+    if not _reads_texts(retriever) and hasattr(reranker, "score_texts"):
+        score = lambda rows: reranker.score_texts([texts[row] for row in rows.tolist()]).to(device)  # noqa: E731
+        return Asked(ties=ties, had=had, score=score, vectors=None, rerank=None)
     if not isinstance(retriever, TwoSides):
         raise ValueError(
             f"the retriever of this Pipeline, {type(retriever).__name__}, reads no text; take one that "
-            f'does, such as TwoTower(item_tower="text")'
+            f'does, such as TwoTower(item_tower="text"), or a reranker that does, such as CrossEncoder'
         )
-    device = retriever.device
-    encoded = retriever.encode_items(list(texts))  # (B, d)
-    nothing = torch.zeros(0, dtype=torch.int64, device=device)  # (0,)
+    encoded = retriever.encode_items(list(texts))  # (B, d); it says why where it reads none
     everyone = torch.ones(len(texts), dtype=torch.bool, device=device)  # (B,)
     rerank = None
-    if reranker is not None and hasattr(reranker, "rank_texts"):
+    if hasattr(reranker, "rank_texts"):
         rerank = lambda candidates: reranker.rank_texts(texts, candidates)  # noqa: E731
     return Asked(
-        ties=torch.arange(len(texts), device=device),
-        had=(nothing, nothing),
+        ties=ties,
+        had=had,
         score=lambda rows: encoded[rows] @ retriever.encode_items().mT,
         vectors=lambda: (everyone, encoded),
         rerank=rerank,
     )
+
+
+def reads_texts(retriever: Any, reranker: Any) -> bool:
+    """Whether these parts answer for a text."""
+    return _reads_texts(retriever) or hasattr(reranker, "score_texts")
+
+
+def _reads_texts(retriever: Any) -> bool:
+    return isinstance(retriever, TwoSides) and retriever.reads_texts
 
 
 def reads_histories(part: Any) -> bool:

@@ -26,6 +26,7 @@ from recsys_lib.pipeline.asked import (
     ask_for_texts,
     ask_for_users,
     reads_histories,
+    reads_texts,
 )
 from recsys_lib.pipeline.candidates import TwoStages, continued
 from recsys_lib.pipeline.diversity import diversified, share
@@ -58,14 +59,17 @@ class Pipeline(HistoryReader):
     Items of a list keep their scores, which then do not descend.
 
     **Whom it serves.** Users of the fit; people with a history, where all parts read histories; and a text,
-    where the retriever reads texts (``TwoTower(item_tower="text")``): it is taken for the text of an item,
-    and what is like it is found. A re-ranker that knows no texts is passed over then.
+    where a part reads texts. A retriever that does (``TwoTower(item_tower="text")``) takes it for the text of
+    an item, and finds what is like it; a re-ranker that does (``CrossEncoder``) reads it in place of a
+    history, and one that does not is passed over. Where only the re-ranker reads texts, nothing finds
+    candidates, and it reads the whole catalog: right for a small one, slow for a large one.
 
     **Parts.** Any recommender retrieves. Where it has vectors (``TwoTower``), an ``index`` can search them;
     its lists are those of ``score`` as far as it is exact. Anything with ``rank(users, candidates)`` or
     ``score(users)`` re-ranks; people with a history need ``rank_histories(histories, candidates)`` or
-    ``score_histories(histories)``, and a text ``rank_texts(texts, candidates)``. ``fit`` fits both parts, the
-    re-ranker after the retriever; ``assemble`` takes parts that are fitted.
+    ``score_histories(histories)``, and a text ``rank_texts(texts, candidates)`` or, without a retriever that
+    reads texts, ``score_texts(texts)``. ``fit`` fits both parts, the re-ranker after the retriever;
+    ``assemble`` takes parts that are fitted.
 
     **Saved** as one folder, with the parts in folders of their own, each of which ``recsys_lib.load`` loads.
     """
@@ -120,6 +124,11 @@ class Pipeline(HistoryReader):
     def reads_histories(self) -> bool:
         """Whether it serves people by their histories: whether all its parts do."""
         return all(reads_histories(part) for part in self._stages())
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it answers for a text: whether a part reads texts."""
+        return reads_texts(self.retriever, self.reranker)
 
     def _stages(self) -> list[Any]:
         return [part for part in (self.retriever, self.reranker) if part is not None]
@@ -570,10 +579,10 @@ class Pipeline(HistoryReader):
         diversity: float | None = None,
         stages: Stages | None = None,
     ) -> pd.DataFrame:
-        """The ``k`` items most like each text, such as "a slow Japanese drama".
+        """The ``k`` best items for each text, such as "a slow Japanese drama".
 
         Args:
-            texts: of any length; each is read as an item's text is.
+            texts: of any length; a retriever reads each as an item's text, a re-ranker as a history.
             k: length of each list.
             items: as for ``recommend_frame``.
             allowed: as for ``recommend``.
@@ -587,7 +596,7 @@ class Pipeline(HistoryReader):
 
         Raises:
             TypeError: one text in place of many.
-            ValueError: the retriever reads no text.
+            ValueError: no part reads texts.
         """
         self._check_fitted()
         asked = self._of_texts(texts)

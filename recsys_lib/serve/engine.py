@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 
 from recsys_lib.models.core.saving import CONFIG_FILE
-from recsys_lib.models.two_tower import TwoTower
 from recsys_lib.pipeline import Pipeline, Stages, at_most_of_a_group
 from recsys_lib.retrieval import FaissIndex
 from recsys_lib.serve.schema import (
@@ -121,10 +120,7 @@ class Served:
     @property
     def reads_text(self) -> bool:
         """Whether it answers to a description."""
-        retriever = self.pipeline.retriever
-        if not isinstance(retriever, TwoTower) or retriever.item_tower == "id":
-            return False
-        return retriever.encoder is not None or retriever.fine_tune or bool(retriever.item_text.encoded)
+        return self.pipeline.reads_texts
 
     def user(self, given: int | str) -> int | None:
         """The index of a user, or None."""

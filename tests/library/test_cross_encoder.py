@@ -162,6 +162,59 @@ def test_users_and_items_are_read_as_these_texts():
     )
 
 
+# As a second stage, for those who are no users of the fit.
+
+
+def test_candidates_of_histories_are_ranked_as_their_texts_are(monkeypatch):
+    model = fit(make(max_history=2))
+    histories, candidates = (
+        [[3, 0, 1], [], torch.tensor([5])],
+        torch.tensor([[0, 1, 2], [5, 4, -1], [3, -1, -1]]),
+    )
+    read = []
+    pairs = CrossEncoder._pair_scores
+    monkeypatch.setattr(
+        CrossEncoder, "_pair_scores", lambda self, said, i, j: read.append(len(i)) or pairs(self, said, i, j)
+    )
+    items, scores = model.rank_histories(histories, candidates)
+    assert read == [6]  # no item beside the candidates costs a pass of the encoder
+    for row, said in enumerate(["blue film; red song", "", TEXTS[5]]):
+        asked = [item for item in candidates[row].tolist() if item >= 0]
+        alone = model.predict([(said, TEXTS[item]) for item in asked])
+        order = alone.argsort(descending=True).tolist()
+        assert items[row].tolist() == [asked[place] for place in order] + [-1] * (3 - len(asked))
+        torch.testing.assert_close(scores[row, : len(asked)], alone[order], rtol=1e-5, atol=1e-6)
+    one, _ = model.rank_histories(histories[:1], candidates[:1])
+    assert torch.equal(one, items[:1])
+
+
+def test_a_text_is_read_in_place_of_a_history():
+    model = fit(make())
+    texts, candidates = ["old red", "blue film; new"], torch.tensor([[2, 0, 4, 5], [3, 1, -1, -1]])
+    scores = model.score_texts(texts)
+    torch.testing.assert_close(
+        scores.flatten(), model.predict(list(itertools.product(texts, TEXTS))), rtol=1e-5, atol=1e-6
+    )
+    items, found = model.rank_texts(texts, candidates)
+    for row, text in enumerate(texts):
+        asked = [item for item in candidates[row].tolist() if item >= 0]
+        order, alone = model.rank(text, [TEXTS[item] for item in asked])
+        assert items[row, : len(asked)].tolist() == [asked[place] for place in order]
+        torch.testing.assert_close(found[row, : len(asked)], alone, rtol=1e-5, atol=1e-6)
+        single, values = model.rank_texts([text], candidates[row : row + 1])
+        assert torch.equal(single[0], items[row])
+        torch.testing.assert_close(values[0], found[row], rtol=1e-5, atol=1e-6)
+    assert found[1, 2:].tolist() == [-math.inf] * 2
+    assert model.score_texts([]).shape == (0, 6)
+    for ask in (lambda: model.score_texts("old"), lambda: model.rank_texts("old", candidates)):
+        with pytest.raises(TypeError, match=r"write \[text\]"):
+            ask()
+    with pytest.raises(ValueError, match="one row a text, 2, got 1"):
+        model.rank_texts(texts, candidates[:1])
+    with pytest.raises(NotFittedError):
+        make().rank_texts(texts, candidates)
+
+
 # What it learns from.
 
 

@@ -723,6 +723,28 @@ def test_histories_can_be_updated_without_a_fit(name, tmp_path, fit):
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_candidates_are_ranked_for_a_history_as_it_is_scored(name, fit):
+    case = CASES[name]
+    inter = events(case)
+    model = fit(case.make(TEXTS), inter)
+    scores = read(model, inter)
+    shuffled = torch.rand(N_USERS, N_ITEMS, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    candidates = shuffled[:, :7].clone()
+    candidates[3, 2:], candidates[4] = -1, -1
+    times = inter.timestamps.split(inter.user_counts().tolist())
+    items, found = model.rank_histories(inter.histories(), candidates.to(scores.device), times)
+    items, found, scores = items.cpu(), found.cpu(), scores.cpu()
+    assert [sorted(row) for row in items.tolist()] == [sorted(row) for row in candidates.tolist()]
+    wanted = scores.gather(1, items.clamp(min=0)).masked_fill(items < 0, -torch.inf)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (found[:, 1:] <= found[:, :-1]).all()
+    with pytest.raises(ValueError, match="one row a history, 2, got 24"):
+        model.rank_histories([[0], []], candidates)
+    with pytest.raises(ValueError, match=r"candidates\[1\] names item 3 more than once"):
+        model.rank_histories([[0], [1]], torch.tensor([[3, 4], [3, 3]]))
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_an_update_that_makes_no_sense_is_refused(name, fit):
     case = CASES[name]
     inter, model = events(case), case.make(TEXTS)

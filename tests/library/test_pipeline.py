@@ -6,14 +6,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_bert import small_bert
 
 import recsys_lib
 from recsys_lib.data import Interactions
 from recsys_lib.evaluation import evaluate
-from recsys_lib.models import BPR, EASE, ItemKNN, NotFittedError, Popularity, TwoTower, UserKNN
+from recsys_lib.models import (
+    BPR,
+    EASE,
+    CrossEncoder,
+    ItemKNN,
+    LinearListwise,
+    NotFittedError,
+    PairNetwork,
+    Popularity,
+    TwoTower,
+    UserKNN,
+)
 from recsys_lib.models.core.saving import CONFIG_FILE, WEIGHTS_FILE
 from recsys_lib.pipeline import Pipeline, Stages, at_most_of_a_group, maximal_marginal_relevance
-from recsys_lib.ranking import seen_in, top_lists
+from recsys_lib.ranking import rank_topk, seen_in, top_lists
 from recsys_lib.retrieval import ExactIndex, FaissIndex
 
 N_USERS, N_ITEMS, KINDS = 60, 90, ("drama", "comedy", "war")
@@ -279,6 +291,108 @@ def test_a_text_finds_what_is_like_it(towers, inter, items, index):
     assert found["item_id"].tolist() == [f"i{i:02}" for i in vectors.topk(6).indices.flatten().tolist()]
     blocked = found["item_id"].tolist()[:6]
     assert not set(model.recommend_texts(["a slow war"], 6, blocked=blocked)["item_id"]) & set(blocked)
+
+
+# A re-ranker that reads texts.
+
+
+@pytest.fixture(scope="module")
+def reader(inter) -> CrossEncoder:
+    """Reads a title with its kind; on a small encoder, which learns little."""
+    texts = [f"title{i} {KINDS[i % 3]}" for i in range(N_ITEMS)]
+    model = CrossEncoder(
+        text=texts,
+        text_model=small_bert((*(f"title{i}" for i in range(N_ITEMS)), *KINDS, "slow", ";")),
+        max_history=4,
+        encoder_learning_rate=0.003,
+        n_negatives=2,
+    )
+    return model.fit(inter, device="cpu", progress=False)
+
+
+def test_a_cross_encoder_orders_what_a_history_retrieves(inter, reader):
+    model = Pipeline(EASE(l2=5.0).fit(inter, progress=False), reranker=reader, n_candidates=8).assemble(inter)
+    users = torch.tensor([4, 0, 59])
+    found, values = model.recommend(users, 8, inter)
+    first, _ = model.retriever.recommend(users, 8, inter)
+    assert [set(row) for row in found.tolist()] == [set(row) for row in first.tolist()]
+    for row, user in enumerate(users.tolist()):
+        expected = reader.predict(torch.full((8,), user), found[row])
+        torch.testing.assert_close(values[row], expected, rtol=1e-4, atol=1e-6)
+    # Users whose history is handed over get the same; times are tied nowhere.
+    names = [inter.item_ids_at(history).tolist() for history in inter.histories(users)]
+    by_history = model.recommend_histories(names, 8)
+    assert by_history["item_id"].tolist() == inter.item_ids_at(found.flatten()).tolist()
+    assert by_history["score"].tolist() == pytest.approx(values.flatten().tolist(), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("index", [None, ExactIndex()])
+def test_a_cross_encoder_orders_what_a_text_finds(towers, inter, reader, index, tmp_path):
+    model = Pipeline(towers, index, reader, n_candidates=6).assemble(inter)
+    stages = Stages()
+    texts = ["a slow war", "a comedy"]
+    found = model.recommend_texts(texts, 9, stages=stages)
+    assert stages.candidates == 12
+    nearest = (towers.encode_items(texts) @ towers.encode_items().mT).topk(9).indices
+    for row, text in enumerate(texts):
+        mine = found[found["text"] == text]
+        items = model.item_ids.get_indexer(mine["item_id"])
+        order, scores = reader.rank(text, [reader.text[item] for item in nearest[row, :6].tolist()])
+        assert items.tolist() == [*nearest[row, order].tolist(), *nearest[row, 6:].tolist()]
+        assert mine["score"].tolist()[:6] == pytest.approx(scores.tolist(), rel=1e-4, abs=1e-6)
+        alone = model.recommend_texts([text], 9)
+        assert alone["item_id"].tolist() == mine["item_id"].tolist()
+    model.save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    loaded.retriever.encoder = Words()
+    pd.testing.assert_frame_equal(loaded.recommend_texts(texts, 9), found)
+
+
+def test_a_cross_encoder_reads_the_catalog_where_nothing_finds_candidates(inter, reader, tmp_path):
+    for retriever in (
+        EASE(l2=5.0).fit(inter, progress=False),
+        BPR(dim=4, epochs=1).fit(inter, progress=False),
+    ):
+        model = Pipeline(retriever, reranker=reader, n_candidates=5).assemble(inter)
+        assert model.reads_texts
+        found = model.recommend_texts(["a slow war"], 7, blocked=["i03"])
+        scores = reader.predict([("a slow war", text) for text in reader.text])
+        scores[3] = -torch.inf
+        assert found["item_id"].tolist() == [f"i{i:02}" for i in top(scores, 7)]
+    model.save_pretrained(tmp_path)
+    again = Pipeline.from_pretrained(tmp_path).recommend_texts(["a slow war"], 7, blocked=["i03"])
+    pd.testing.assert_frame_equal(again, found)
+
+
+def top(scores: torch.Tensor, k: int) -> list[int]:
+    return rank_topk(scores[None], k, users=torch.zeros(1, dtype=torch.int64))[0][0].tolist()
+
+
+def test_a_pipeline_knows_whether_it_reads_texts(towers, fitted, reader, inter):
+    assert Pipeline(towers).reads_texts
+    assert not Pipeline(TwoTower(dim=4)).reads_texts
+    assert not fitted.reads_texts
+    vectors = TwoTower(item_tower="text", text=words(), dim=4, epochs=1)
+    vectors.fit(inter, device="cpu", progress=False)
+    assert not Pipeline(vectors).reads_texts  # nothing makes a vector of a new text
+    with pytest.raises(ValueError, match="cannot read a new text: set its attribute encoder"):
+        Pipeline(vectors).assemble(inter).recommend_texts(["a war"])
+    found = Pipeline(vectors, reranker=reader).assemble(inter).recommend_texts(["a war"], 3)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("make", [LinearListwise, PairNetwork])
+def test_a_reranker_that_reads_the_time_is_told_it(inter, make):
+    """The newest event's second says what was popular then."""
+    reranker = make(l2=5.0, epochs=3, n_candidates=20, window_days=0.05)
+    model = Pipeline(EASE(l2=5.0), reranker=reranker, n_candidates=12).fit(
+        inter, device="cpu", progress=False
+    )
+    users = torch.tensor([4, 0, 59])
+    times = [inter.timestamps[inter.users == user].tolist() for user in users.tolist()]
+    told = model.score_histories(inter.histories(users), times)
+    torch.testing.assert_close(told, model.score(users), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model.score_histories(inter.histories(users)), told, atol=1e-3)
 
 
 def test_a_retriever_that_reads_no_text_says_so(fitted, inter):

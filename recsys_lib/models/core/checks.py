@@ -10,7 +10,14 @@ from torch import Tensor
 from recsys_lib.data import Interactions
 from recsys_lib.data.catalogs import difference_of_ids
 
-__all__ = ["check_catalog", "check_histories", "check_indices", "check_interactions", "check_length"]
+__all__ = [
+    "check_candidates",
+    "check_catalog",
+    "check_histories",
+    "check_indices",
+    "check_interactions",
+    "check_length",
+]
 
 
 def check_indices(indices: Tensor, n: int, what: str, *, ndim: int = 1, padding: bool = False) -> Tensor:
@@ -49,6 +56,31 @@ def check_indices(indices: Tensor, n: int, what: str, *, ndim: int = 1, padding:
                 f"the model was fitted on {n} {what}s, 0 to {n - 1}"
             )
     return indices
+
+
+def check_candidates(candidates: Tensor, n_rows: int, n_items: int, of: str = "user") -> Tensor:
+    """Checks candidates, a row for each of those who are asked for, and returns them as int64.
+
+    Args:
+        candidates: (B, C) integer item indices; -1 pads a short row.
+        n_rows: B.
+        n_items: size of the catalog.
+        of: what a row belongs to, for the message.
+
+    Raises:
+        TypeError, IndexError: as ``check_indices``.
+        ValueError: a row too many or too few, or a row that names an item twice.
+    """
+    candidates = check_indices(candidates, n_items, "item", ndim=2, padding=True)
+    if len(candidates) != n_rows:
+        raise ValueError(f"candidates must have one row a {of}, {n_rows}, got {len(candidates)}")
+    row, column = (candidates >= 0).nonzero(as_tuple=True)  # (N,), (N,)
+    repeated = (row * n_items + candidates[row, column]).sort()[0]  # (N,)
+    repeated = repeated[1:][repeated.diff() == 0]
+    if len(repeated):
+        place, item = divmod(int(repeated[0]), n_items)
+        raise ValueError(f"candidates[{place}] names item {item} more than once")
+    return candidates
 
 
 def check_histories(

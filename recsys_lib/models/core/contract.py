@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from recsys_lib.data import Interactions
 from recsys_lib.devices import in_float32, isolated_rng, resolve_device
-from recsys_lib.models.core.checks import check_catalog, check_indices, check_interactions, check_length
+from recsys_lib.models.core.checks import (
+    check_candidates,
+    check_catalog,
+    check_indices,
+    check_interactions,
+    check_length,
+)
 from recsys_lib.models.core.frames import left_out_of, similar_frame, users_frame, write_parquet
 from recsys_lib.models.core.options import check_options, data, declare, learned, option, preset
 from recsys_lib.models.core.saving import Saved
@@ -228,16 +234,8 @@ class Recommender(Saved, ABC):
             ValueError: a row too many or too few, or a row that names an item twice.
         """
         users = self._check_users(users)
-        candidates = check_indices(candidates, self.n_items, "item", ndim=2, padding=True).to(users.device)
-        if len(candidates) != len(users):
-            raise ValueError(f"candidates must have one row a user, {len(users)}, got {len(candidates)}")
+        candidates = check_candidates(candidates, len(users), self.n_items).to(users.device)
         row, column = (candidates >= 0).nonzero(as_tuple=True)  # (N,), (N,)
-        keys = row * self.n_items + candidates[row, column]  # (N,)
-        repeated = keys.sort()[0]  # (N,)
-        repeated = repeated[1:][repeated.diff() == 0]
-        if len(repeated):
-            place, item = divmod(int(repeated[0]), self.n_items)
-            raise ValueError(f"candidates[{place}] names item {item} more than once")
         scores = torch.full(candidates.shape, -torch.inf, device=users.device)  # (B, C)
         scores[row, column] = self.predict(users[row], candidates[row, column])
         return rank_candidates(scores, candidates, users=users)

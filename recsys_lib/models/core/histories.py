@@ -1,7 +1,8 @@
 """Models that know a user by what the user did: the histories they keep, and scoring from any history."""
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import pandas as pd
@@ -19,12 +20,18 @@ from recsys_lib.data.ragged import (
     take_rows,
 )
 from recsys_lib.devices import in_float32
-from recsys_lib.models.core.checks import check_catalog, check_histories, check_interactions
+from recsys_lib.models.core.checks import (
+    check_candidates,
+    check_catalog,
+    check_histories,
+    check_interactions,
+)
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.frames import histories_frame
 from recsys_lib.models.core.options import learned, option
+from recsys_lib.ranking import rank_candidates
 
-__all__ = ["HistoryReader", "RecencyWeighted", "recency_weights"]
+__all__ = ["HistoryReader", "RecencyWeighted", "recency_weights", "with_times"]
 
 _DAY = 86_400
 
@@ -42,6 +49,53 @@ class HistoryReader(Recommender):
     @abstractmethod
     def score_histories(self, histories: Sequence[Tensor | Sequence[int]]) -> Tensor:
         """Scores every item for users given by their histories: (B, n_items)."""
+
+    @torch.no_grad()
+    @in_float32()
+    def rank_histories(
+        self,
+        histories: Sequence[Tensor | Sequence[int]],
+        candidates: Tensor,
+        timestamps: Sequence[Tensor | Sequence[int]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Puts candidates in order for people given by their histories; ``rank`` does so for users.
+
+        Args:
+            histories: B lists or tensors of item indices, each oldest first; may be empty.
+            candidates: (B, C) integer item indices, a row for each history; -1 pads a short row.
+            timestamps: B lists or tensors of seconds, for a model that reads the time.
+
+        Returns:
+            Items (B, C) int64, best first, and their scores (B, C) float32, on the candidates' device;
+            padding and ties as for ``rank``.
+
+        Raises:
+            NotFittedError, TypeError, ValueError, IndexError: as ``score_histories``, and as ``rank`` for the
+                candidates.
+        """
+        self._check_fitted()
+        # Checked before any work; the model's own method reads what was given.
+        check_histories(histories, self.n_items, self.device)
+        candidates = check_candidates(candidates, len(histories), self.n_items, "history")  # (B, C)
+        device = candidates.device
+        row, column = (candidates >= 0).nonzero(as_tuple=True)  # (N,), (N,)
+        asked = candidates[row, column]  # (N,)
+        scores = torch.full(candidates.shape, -torch.inf, device=device)  # (B, C)
+        if len(row):
+            found = self._predict_histories(histories, timestamps, row, asked)  # (N,)
+            scores[row, column] = found.to(device, torch.float32)
+        return rank_candidates(scores, candidates, users=torch.arange(len(histories), device=device))
+
+    def _predict_histories(
+        self,
+        histories: Sequence[Tensor | Sequence[int]],
+        timestamps: Sequence[Tensor | Sequence[int]] | None,
+        row: Tensor,
+        items: Tensor,
+    ) -> Tensor:
+        """Scores of N pairs, history ``row`` (N,) and item (N,): (N,); those of ``score_histories``."""
+        scores = with_times(self.score_histories, histories, timestamps=timestamps)  # (B, n_items)
+        return scores[row.to(scores.device), items.to(scores.device)]
 
     def recommend_histories(
         self,
@@ -198,6 +252,13 @@ class RecencyWeighted(HistoryReader):
             events.crow.to(self.device), events.items.to(self.device), weights.to(self.device)
         )  # (B, n_items)
         return scores.to(device=items.device, dtype=torch.float32)
+
+
+def with_times(ask: Callable[..., Any], *given: Any, timestamps: Sequence[Any] | None) -> Any:
+    """Asks a method of a model with the times of the events, where it reads them."""
+    if timestamps is None or "timestamps" not in inspect.signature(ask).parameters:
+        return ask(*given)
+    return ask(*given, timestamps=timestamps)
 
 
 def recency_weights(events: DistinctEvents, recency: float, half_life_days: float | None) -> Tensor:

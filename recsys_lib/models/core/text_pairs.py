@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
 from recsys_lib.devices import in_float32, isolated_rng, seed_generator
-from recsys_lib.models.core.checks import check_histories
+from recsys_lib.models.core.checks import check_candidates, check_histories
 from recsys_lib.models.core.contract import NotFittedError
 from recsys_lib.models.core.fine_tuned import FineTuned
 from recsys_lib.models.core.histories import HistoryReader
@@ -18,6 +18,7 @@ from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.models.core.relevance import PairReader, Relevance
 from recsys_lib.models.core.text_bytes import TextBytes
 from recsys_lib.models.core.windows import shuffle_ties
+from recsys_lib.ranking import rank_candidates
 from recsys_lib.text import minilm_folder
 from recsys_lib.text.pairs import PairTokenizer, TokenTable
 from recsys_lib.text.pretrained import model_folder
@@ -262,6 +263,81 @@ class ReadsTextPairs(FineTuned[Examples], HistoryReader):
             TypeError, ValueError, IndexError: histories that are no lists of known items.
         """
         self._check_fitted()
+        said, device = self._told(histories)
+        return self._catalog_scores(said).to(device=device, dtype=torch.float32)
+
+    def _told(self, histories: Sequence[Tensor | Sequence[int]]) -> tuple[list[str], torch.device]:
+        """What is read of histories, and the device that they are on."""
         items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
         recent = [part[-self.max_history :].tolist() for part in items.split(lengths.tolist())]
-        return self._catalog_scores(self._said(recent)).to(device=items.device, dtype=torch.float32)
+        return self._said(recent), items.device
+
+    def _predict_histories(
+        self,
+        histories: Sequence[Tensor | Sequence[int]],
+        timestamps: Sequence[Tensor | Sequence[int]] | None,
+        row: Tensor,
+        items: Tensor,
+    ) -> Tensor:
+        return self._pair_scores(self._told(histories)[0], row, items)
+
+    # Texts in place of histories.
+
+    @torch.no_grad()
+    @in_float32()
+    def score_texts(self, texts: Sequence[str]) -> Tensor:
+        """Scores every item for texts, each read in place of a history.
+
+        Args:
+            texts: B of them, such as "a slow Japanese drama".
+
+        Returns:
+            (B, n_items) float32 on the model's device. A text costs a pass of the encoder for each item.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError: one text in place of many.
+        """
+        self._check_fitted()
+        texts = _as_texts(texts)
+        if not texts:
+            return torch.zeros(0, self.n_items, device=self.device)
+        return self._catalog_scores(texts).float()
+
+    @torch.no_grad()
+    @in_float32()
+    def rank_texts(self, texts: Sequence[str], candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts candidates in order for texts, each read in place of a history.
+
+        Args:
+            texts: B of them.
+            candidates: (B, C) integer item indices, a row for each text; -1 pads a short row.
+
+        Returns:
+            Items (B, C) int64, best first, and their scores (B, C) float32, on the candidates' device;
+            padding and ties as for ``rank``.
+
+        Raises:
+            NotFittedError, TypeError, ValueError, IndexError: as ``score_texts``, and as ``rank`` for the
+                candidates.
+        """
+        self._check_fitted()
+        texts = _as_texts(texts)
+        candidates = check_candidates(candidates, len(texts), self.n_items, "text")  # (B, C)
+        row, column = (candidates >= 0).nonzero(as_tuple=True)  # (N,), (N,)
+        scores = torch.full(candidates.shape, -torch.inf, device=candidates.device)  # (B, C)
+        if len(row):
+            found = self._pair_scores(texts, row, candidates[row, column])  # (N,)
+            scores[row, column] = found.to(candidates.device, torch.float32)
+        return rank_candidates(scores, candidates, users=torch.arange(len(texts), device=candidates.device))
+
+
+def _as_texts(texts: Sequence[str]) -> list[str]:
+    """A list of texts.
+
+    Raises:
+        TypeError: one text in place of many, or something that is no text.
+    """
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("texts must be a list of texts; write [text]")
+    return list(texts)

@@ -52,6 +52,11 @@ class TwoSides(TrainedRecommender[Examples], HistoryReader):
     def reads_histories(self) -> bool:
         """Whether a user is known by the history; if not, by number."""
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether ``encode_items`` makes vectors of texts that are new to it."""
+        return False
+
     @abstractmethod
     def item_side(self, items: Tensor) -> Tensor:
         """Vectors of items (N,) int64, not normalized: (N, d)."""
