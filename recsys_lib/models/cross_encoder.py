@@ -1,19 +1,24 @@
 """The cross-encoder: one encoder reads the user's history and the candidate together."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
+from recsys_lib.devices import resolve_device, seed_generator
 from recsys_lib.losses import bce_loss, bpr_loss, sampled_softmax_loss
 from recsys_lib.metrics import ndcg
+from recsys_lib.models.core.checks import check_interactions
 from recsys_lib.models.core.fine_tuned import batches_of_like_length
+from recsys_lib.models.core.labelled_pairs import LabelledPairs, checked_labels, checked_pairs
 from recsys_lib.models.core.lists import checked_candidates, draw_lists
-from recsys_lib.models.core.options import data, option
+from recsys_lib.models.core.options import check_options, data, option
 from recsys_lib.models.core.relevance import KeptStates
 from recsys_lib.models.core.text_pairs import ReadsTextPairs
 from recsys_lib.models.core.windows import strictly_before
@@ -28,6 +33,8 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bpr": bpr_loss,
     "softmax": sampled_softmax_loss,
 }
+
+_GIVE_TEXT = "CrossEncoder reads the items' texts: give text=, one text an item"
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class TextLists:
     kept: tuple[KeptStates, Tensor] | None = None
 
 
-class CrossEncoder(ReadsTextPairs[TextLists]):
+class CrossEncoder(ReadsTextPairs[TextLists | LabelledPairs]):
     """Reads the user's recent history and the candidate's text as one sequence, and gives it one score.
 
         s(u, i) = head(encoder("newest; ...; oldest" [SEP] "candidate"))
@@ -79,6 +86,9 @@ class CrossEncoder(ReadsTextPairs[TextLists]):
     ``"softmax"`` the target against the list (``losses.sampled_softmax_loss``, uniform draws). Negatives are
     drawn anew in each epoch, from the items that the user does not have; or from ``candidates``, so that
     training lists look like those that will be ranked.
+
+    Where someone has judged pairs of texts, ``fit_pairs(pairs, labels)`` learns from these. ``"bce"`` then
+    judges each pair by its label; the other two hold a pair against those of its query with a lower label.
 
     **No leak.** What is read of a history are the user's events of strictly earlier times. A first event has
     an empty history, from which the model learns what to say of those of whom nothing is known.
@@ -115,12 +125,108 @@ class CrossEncoder(ReadsTextPairs[TextLists]):
         if self.cache_frozen and not self.frozen_layers:
             raise ValueError("cache_frozen needs frozen_layers of 1 or more: nothing else stays the same")
 
-    # Learning.
+    # Learning from labels.
+
+    def fit_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        labels: Sequence[float] | Tensor,
+        interactions: Interactions | None = None,
+        *,
+        device: str | torch.device = "auto",
+        max_seconds: float | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Learns from pairs of texts that someone has judged; a second call starts over.
+
+        ::
+
+            model = CrossEncoder(loss="bce").fit_pairs([("a slow drama", "Tokyo Story"), ...], [1.0, ...])
+            model.rank("a slow drama", ["Speed (1994)", "Tokyo Story (1953)"])
+
+        Args:
+            pairs: N of a query and a document.
+            labels: (N,) how well they fit, a larger number for better. With ``loss="bce"`` from 0 to 1; with
+                the others any numbers, of which two different ones of a query are compared.
+            interactions: users, items and histories that it shall answer for as well; the items' texts come
+                from ``text``. Nothing is learned from them. None: it answers for texts alone.
+            device: as for ``fit``; ``"auto"`` takes an accelerator where there is one.
+            max_seconds: as for ``fit``.
+            progress: show a bar on long work.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            TypeError: something that is no pair of texts, or no number.
+            ValueError: no pairs, another number of labels, labels that the loss cannot take, no two documents
+                of a query with different labels, or interactions without texts of their items.
+        """
+        check_options(self)
+        queries, documents = checked_pairs(pairs)
+        if not queries:
+            raise ValueError(f"{type(self).__name__}.fit_pairs needs at least one pair, got none")
+        numbers = checked_labels(labels, len(queries), probabilities=self.loss == "bce")  # (N,)
+        if interactions is not None:
+            check_interactions(interactions, f"{type(self).__name__}.fit_pairs")
+        place = resolve_device(device)
+
+        def learn() -> None:
+            if interactions is not None:
+                if not self.item_text.filled:
+                    raise ValueError(_GIVE_TEXT)
+                self._keep_histories(interactions.to(place))
+            table, i, j = self._distinct(queries, documents)
+            examples = LabelledPairs.of(table, i, j, numbers, by_list=self.loss != "bce")
+            if self.cache_frozen:
+                self.scorer.eval()
+                kept = self._reader().keep_lower(table, examples.first, table, examples.second)
+                self.scorer.train()
+                examples = replace(examples, kept=kept)
+            self._train(examples, seed_generator(self.seed, place), None, progress)
+
+        known = interactions
+        sizes = (0, 0) if known is None else (known.n_users, known.n_items)
+        ids = (None, None) if known is None else (known.user_ids, known.item_ids)
+        self._learn(learn, place, sizes, ids, max_seconds)
+        return self
+
+    def _losses_of_labels(
+        self, examples: LabelledPairs, epoch: int, done: int
+    ) -> Iterator[tuple[Tensor, int]]:
+        """One epoch over pairs that were judged, those of like length together."""
+        reader, generator, alone = self._reader(), self.epoch_generator(epoch), self.loss == "bce"
+        chosen = self._chosen(len(examples.targets), generator)  # (N,)
+        lists = examples.lists(chosen, 0 if alone else self.n_negatives, generator)  # (N, 1 + K)
+        first, second = examples.first[lists[:, 0]], examples.second[lists[:, 0]]  # (N,), (N,)
+        lengths = examples.texts.lengths[first] + examples.texts.lengths[second]  # (N,)
+        order = batches_of_like_length(lengths, self.batch_size, self.epoch_generator(epoch, "order"))
+        for batch in order[done:]:
+            row, column = (lists[batch] >= 0).nonzero(as_tuple=True)  # (P,), (P,)
+            pairs = lists[batch][row, column]  # (P,)
+            if examples.kept is not None:
+                found = reader.scores_of_kept(examples.kept, pairs)  # (P,)
+            else:
+                i, j = examples.first[pairs], examples.second[pairs]  # (P,), (P,)
+                found = reader.scores(examples.texts, i, examples.texts, j)  # (P,)
+            if alone:
+                labels = examples.labels[pairs].to(found.device)  # (B,)
+                yield functional.binary_cross_entropy_with_logits(found, labels), len(batch)
+            else:
+                yield self._loss_of_lists(found, row, column, (len(batch), lists.shape[1])), len(batch)
+
+    def _loss_of_lists(self, found: Tensor, row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
+        """The loss () of scores (P,) that stand at places of lists (B, 1 + K), the chosen ones first."""
+        scores = found.new_full(shape, -torch.inf)  # (B, 1 + K)
+        scores = scores.index_put((row.to(found.device), column.to(found.device)), found)
+        return _LOSSES[self.loss](scores[:, 0], scores[:, 1:])
+
+    # Learning from events.
 
     def prepare(self, events: Interactions, generator: torch.Generator) -> TextLists:
         """Each event is an example, with what its user had done strictly before."""
         if not self.item_text.filled:
-            raise ValueError("CrossEncoder reads the items' texts: give text=, one text an item")
+            raise ValueError(_GIVE_TEXT)
         order = self._keep_histories(events)  # (E,)
         events = events.to("cpu")
         starts = offsets(events.user_counts())[events.users].tolist()  # (E,)
@@ -150,7 +256,7 @@ class CrossEncoder(ReadsTextPairs[TextLists]):
 
     def _with_kept(self, examples: TextLists) -> TextLists:
         """The examples with lists for all epochs, and what the frozen layers make of them."""
-        chosen = self._chosen(examples, self.epoch_generator(0))  # (N,)
+        chosen = self._chosen(len(examples.targets), self.epoch_generator(0))  # (N,)
         lists = self._lists(examples, chosen, self.epoch_generator(0))  # (N, 1 + K)
         there = lists >= 0  # (N, 1 + K)
         row, column = there.nonzero(as_tuple=True)  # (P,), (P,)
@@ -170,9 +276,8 @@ class CrossEncoder(ReadsTextPairs[TextLists]):
             kept=(kept, place),
         )
 
-    def _chosen(self, examples: TextLists, generator: torch.Generator) -> Tensor:
-        """The examples of an epoch, (N,) int64."""
-        n = len(examples.targets)
+    def _chosen(self, n: int, generator: torch.Generator) -> Tensor:
+        """The examples of an epoch, of n that there are, (N,) int64."""
         if self.max_examples is None or self.max_examples >= n:
             return torch.arange(n, device="cpu")  # (E,)
         return torch.randperm(n, generator=generator, device="cpu")[: self.max_examples].sort()[0]  # (N,)
@@ -186,24 +291,35 @@ class CrossEncoder(ReadsTextPairs[TextLists]):
             others = examples.sampler.sample(examples.users[rows], self.n_negatives, generator)  # (N, K)
         return torch.cat([targets[:, None], others], dim=1)  # (N, 1 + K)
 
-    def n_batches(self, examples: TextLists) -> int:
+    def n_batches(self, examples: TextLists | LabelledPairs) -> int:
         """Batches in an epoch."""
         n = len(examples.targets)
         return -(-min(n, self.max_examples or n) // self.batch_size)
 
-    def contents(self, examples: TextLists) -> Iterator[bytes]:
-        """Who chose what after what, in which words, out of which candidates."""
-        tensors = [examples.history, examples.users, examples.targets, examples.candidates]
+    def contents(self, examples: TextLists | LabelledPairs) -> Iterator[bytes]:
+        """Who chose what after what, in which words, out of which candidates; or who judged what how."""
+        tensors: list[Tensor | None]
+        if isinstance(examples, LabelledPairs):
+            every = torch.arange(len(examples.texts), device="cpu")  # (T,)
+            tokens = examples.texts.take(every, examples.texts.lengths)
+            tensors = [examples.first, examples.second, examples.labels, examples.texts.lengths, tokens]
+        else:
+            tensors = [examples.history, examples.users, examples.targets, examples.candidates]
         for tensor in (*tensors, *self.item_text.buffers(), *self.read_text.buffers()):
             if tensor is not None:
                 yield hashlib.sha256(tensor.cpu().contiguous().numpy().data).digest()
 
-    def epoch_losses(self, examples: TextLists, epoch: int, done: int) -> Iterator[tuple[Tensor, int]]:
+    def epoch_losses(
+        self, examples: TextLists | LabelledPairs, epoch: int, done: int
+    ) -> Iterator[tuple[Tensor, int]]:
         """One epoch over the examples, those of like length together."""
+        if isinstance(examples, LabelledPairs):
+            yield from self._losses_of_labels(examples, epoch, done)
+            return
         reader, lists, history = self._reader(), examples.lists, examples.history  # (N, 1 + K), (N,)
         if lists is None:
             generator = self.epoch_generator(epoch)
-            chosen = self._chosen(examples, generator)  # (N,)
+            chosen = self._chosen(len(examples.targets), generator)  # (N,)
             lists, history = self._lists(examples, chosen, generator), history[chosen]
         lengths, shuffle = examples.texts.lengths[history], self.epoch_generator(epoch, "order")  # (N,)
         order = batches_of_like_length(lengths, self.batch_size, shuffle)
@@ -215,9 +331,7 @@ class CrossEncoder(ReadsTextPairs[TextLists]):
             else:
                 items = lists[batch][row, column]  # (P,)
                 found = reader.scores(examples.texts, history[batch][row], self._items(), items)  # (P,)
-            scores = found.new_full((len(batch), lists.shape[1]), -torch.inf)  # (B, 1 + K)
-            scores = scores.index_put((row.to(found.device), column.to(found.device)), found)
-            yield _LOSSES[self.loss](scores[:, 0], scores[:, 1:]), len(batch)
+            yield self._loss_of_lists(found, row, column, (len(batch), lists.shape[1])), len(batch)
 
     def figure(self, held_out: HeldOut, seen: Interactions) -> tuple[str, Callable[[], float]]:
         """NDCG@10 of some users, each with lists of what to find among other items, drawn once.

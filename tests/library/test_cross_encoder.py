@@ -361,6 +361,170 @@ def test_it_learns_an_exclusive_or():
     assert model.rank("coffee; tea; water", ["evening", "morning"])[0].tolist() == [0, 1]
 
 
+# Learning from pairs that were judged.
+
+JUDGED = [
+    ("old", "red song", 2.0), ("new", "blue", 0.0), ("old", "blue film", 0.0), ("old", "new", 1.0),
+    ("film", "blue", 1.0), ("new", "red song", 0.0), ("old", "song", 1.0), ("film", "old", 0.0),
+]  # fmt: skip
+
+
+def judged(losses: str) -> tuple[list[tuple[str, str]], list[float]]:
+    """Grades, or shares of the highest where each pair is judged by itself."""
+    labels = [label / 2 if losses == "bce" else label for *_, label in JUDGED]
+    return [(query, document) for query, document, _ in JUDGED], labels
+
+
+def fit_pairs(model: CrossEncoder, pairs, labels, *rest, **options) -> CrossEncoder:
+    return model.fit_pairs(pairs, labels, *rest, device="cpu", progress=False, **options)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "bce"])
+def test_it_learns_a_rule_from_judged_pairs(loss):
+    """A document fits a query if exactly one of them is red; some combinations are never shown."""
+    things = ["old", "new", "song", "film", "old song", "new film"]
+    texts = [*things, *(f"red {thing}" for thing in things)]
+    every = list(itertools.product(texts, texts))
+    labels = [float(query.startswith("red") != document.startswith("red")) for query, document in every]
+    shown = [place for place in range(len(every)) if place % 5]
+    rates = {"learning_rate": 0.003, "encoder_learning_rate": 0.003}
+    model = make(loss=loss, epochs=40, batch_size=16, seed=2, **rates)
+    fit_pairs(model, [every[n] for n in shown], [labels[n] for n in shown])
+    hidden = [n for n in range(len(every)) if n % 5 == 0]
+    assert len(hidden) == 29
+    scores, fits = model.predict([every[n] for n in hidden]), torch.tensor([labels[n] for n in hidden])
+    right = scores[fits == 1][:, None] > scores[fits == 0]
+    assert right.float().mean() > 0.95
+    if loss == "bce":
+        assert ((scores > 0).float() == fits).float().mean() > 0.9
+
+
+def test_a_judged_pair_is_held_against_those_of_its_query_with_a_lower_label():
+    model = make(n_negatives=3)
+    kept, losses = [], model.epoch_losses
+    model.epoch_losses = lambda examples, *rest: kept.append(examples) or losses(examples, *rest)
+    pairs, labels = judged("softmax")
+    fit_pairs(model, pairs, labels)
+    examples = kept[0]
+    texts = list(dict.fromkeys([*(query for query, _ in pairs), *(document for _, document in pairs)]))
+    label = dict(zip(pairs, labels, strict=True))
+
+    def pair(number):
+        return texts[examples.first[number]], texts[examples.second[number]]
+
+    lists = examples.lists(torch.arange(len(examples.targets)), 3, torch.Generator().manual_seed(0))
+    found = {pair(row[0]): {pair(n) for n in row[1:] if n >= 0} for row in lists.tolist()}
+    # Of "new" both labels are equal: there is nothing to learn of their order.
+    assert found == {
+        target: {other for other in pairs if other[0] == target[0] and label[other] < label[target]}
+        for target in pairs
+        if label[target] > 0
+    }
+    two = examples.lists(torch.full((500,), 2), 2, torch.Generator().manual_seed(0))
+    assert pair(two[0, 0]) == ("old", "red song")
+    assert (two[:, 1] != two[:, 2]).all()
+    assert len({frozenset(row) for row in two[:, 1:].tolist()}) == 3
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "bce"])
+def test_the_loss_of_judged_pairs_is_the_one_of_the_textbook(loss):
+    pairs, labels = judged(loss)
+    model = make(loss=loss, n_negatives=5, learning_rate=1e-12, encoder_learning_rate=1e-12)
+    fit_pairs(model, pairs, labels)
+    score = dict(zip(pairs, model.predict(pairs).double().tolist(), strict=True))
+    total = []
+    for (query, document), label in zip(pairs, labels, strict=True):
+        s = score[query, document]
+        lower = [score[p] for p, other in zip(pairs, labels, strict=True) if p[0] == query and other < label]
+        if loss == "bce":
+            p = 1 / (1 + math.exp(-s))
+            total.append(-label * math.log(p) - (1 - label) * math.log(1 - p))
+        elif lower and loss == "bpr":
+            total += [-math.log(1 / (1 + math.exp(x - s))) / 5 for x in lower]
+        elif lower:
+            total.append(-math.log(math.exp(s) / sum(map(math.exp, [s, *lower]))))
+    n = 8 if loss == "bce" else 4
+    assert model.log[0]["loss"] == pytest.approx(sum(total) / n, rel=1e-5)
+
+
+def test_after_judged_pairs_it_answers_for_texts_and_where_told_for_users(tmp_path):
+    pairs, labels = judged("softmax")
+    model = fit_pairs(make(), pairs, labels)
+    scores = model.predict(pairs)
+    with pytest.raises(NotFittedError, match="knows no users and items; give fit_pairs interactions="):
+        model.score(torch.tensor([0]))
+    with pytest.raises(NotFittedError, match="knows no users and items"):
+        model.score_texts(["old"])
+    model.save_pretrained(tmp_path / "texts")
+    loaded = CrossEncoder.from_pretrained(tmp_path / "texts")
+    torch.testing.assert_close(loaded.predict(pairs), scores)
+    assert loaded.rank("old", ["blue", "song"])[0].tolist() == model.rank("old", ["blue", "song"])[0].tolist()
+
+    whole = fit_pairs(make(max_history=1), pairs, labels, EVENTS)
+    torch.testing.assert_close(whole.predict(pairs), scores)  # nothing is learned from the events
+    expected = whole.predict([(TEXTS[2], text) for text in TEXTS])
+    torch.testing.assert_close(whole.score(torch.tensor([0]))[0], expected, rtol=1e-5, atol=1e-6)
+    whole.save_pretrained(tmp_path / "whole")
+    torch.testing.assert_close(
+        CrossEncoder.from_pretrained(tmp_path / "whole").score(torch.arange(4)), whole.score(torch.arange(4))
+    )
+    again = fit(whole)
+    assert same_state(state(again), state(fit(make(max_history=1))))  # a fit starts over
+
+
+def test_the_cached_output_of_frozen_layers_changes_nothing_of_judged_pairs():
+    pairs, labels = judged("softmax")
+    options = {"frozen_layers": 1, "epochs": 3}
+    plain, cached = (fit_pairs(make(cache_frozen=on, **options), pairs, labels) for on in (False, True))
+    assert [entry["loss"] for entry in plain.log] == pytest.approx(
+        [entry["loss"] for entry in cached.log], rel=1e-5
+    )
+    torch.testing.assert_close(plain.predict(pairs), cached.predict(pairs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_on_other_labels_does_not_go_on(tmp_path, monkeypatch):
+    def stop(*_):
+        raise RuntimeError("no further")
+
+    pairs, labels = judged("bpr")
+    options = {"loss": "bpr", "checkpoints": tmp_path}
+    monkeypatch.setattr("recsys_lib.training.Checkpoints.remove", stop)
+    with pytest.raises(RuntimeError, match="no further"):
+        fit_pairs(make(**options), pairs, labels)
+    monkeypatch.undo()
+    for others in ([*labels[:-1], 3.0], [label + 1 for label in labels]):
+        with pytest.raises(ValueError, match="run with other options or other data"):
+            fit_pairs(make(**options), pairs, others)
+    with pytest.raises(ValueError, match="run with other options or other data"):
+        fit_pairs(make(**options), [*pairs[:-1], ("film", "new")], labels)
+    fit_pairs(make(**options), pairs, labels)
+
+
+def test_judged_pairs_that_make_no_sense_are_refused():
+    pairs, labels = judged("softmax")
+    for given, message in (
+        ((pairs, labels[:-1]), r"one a pair, 8; got shape \(7,\)"),
+        (([], []), "at least one pair, got none"),
+        ((pairs, [*labels[:-1], math.nan]), r"labels\[7\] is not finite"),
+        ((pairs, [1.0] * 8), "nothing to put in order; add others for the same query"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_pairs(make(), *given)
+    with pytest.raises(ValueError, match=r'labels\[0\] is 2: loss="bce" takes labels from 0'):
+        fit_pairs(make(loss="bce"), pairs, labels)
+    for given, message in (
+        ((["ab"], [1]), r"pairs\[0\] must be two texts"),
+        (([("a", 3)], [1]), r"pairs\[0\] must be two texts, \(query, document\), got \('a', 3\)"),
+        (("ab", [1]), "got a single text"),
+        ((pairs, ["good"] * 8), "labels must be numbers"),
+        ((pairs, labels, pairs), "fit_pairs takes Interactions, got list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            fit_pairs(make(), *given)
+    with pytest.raises(ValueError, match="reads the items' texts: give text="):
+        fit_pairs(make(text=None), pairs, labels, EVENTS)
+
+
 # Frozen layers.
 
 

@@ -146,12 +146,34 @@ class Recommender(Saved, ABC):
                 check_catalog(validation, sizes, *ids, "validation")
             except ValueError as error:
                 raise ValueError(f"{name}.fit: both must come from one split ({error})") from error
+        place = self._place(interactions) if device == "auto" else resolve_device(device)
+        ids = (interactions.user_ids, interactions.item_ids)
+        learn = lambda: self._fit(interactions.to(place), validation, progress)  # noqa: E731
+        self._learn(learn, place, sizes, ids, max_seconds)
+        return self
+
+    def _learn(
+        self,
+        learn: Callable[[], None],
+        place: torch.device,
+        sizes: tuple[int, int],
+        ids: tuple[pd.Index | None, pd.Index | None],
+        max_seconds: float | None,
+    ) -> None:
+        """Makes the model anew and lets it learn; what all ways of fitting have in common.
+
+        Args:
+            learn: fills it with what it learns.
+            place: where it lives.
+            sizes: of users and items.
+            ids: of users and items.
+            max_seconds: as for ``fit``.
+        """
         if max_seconds is not None and not max_seconds > 0:
             raise ValueError(f"max_seconds must be above 0 or None, got {max_seconds}")
-        place = self._place(interactions) if device == "auto" else resolve_device(device)
         start = time.perf_counter()
         self._n_users, self._n_items = sizes
-        self.user_ids, self.item_ids = interactions.user_ids, interactions.item_ids
+        self.user_ids, self.item_ids = ids
         self.max_seconds = max_seconds
         # Training needs gradients, whatever the caller's code is in the middle of.
         gradients = torch.inference_mode(False), torch.enable_grad()
@@ -160,14 +182,13 @@ class Recommender(Saved, ABC):
                 self.train()
                 self.build()
                 self.to(place)
-                self._fit(interactions.to(place), validation, progress)
+                learn()
             except BaseException:
                 self._n_users = self._n_items = None  # half a fit must not answer
                 self.user_ids = self.item_ids = None
                 raise
         self.eval()
         self.fit_seconds = time.perf_counter() - start
-        return self
 
     @torch.no_grad()
     @in_float32()

@@ -67,6 +67,7 @@ class Saved(
     max_seconds: float | None
     _n_users: int | None
     _n_items: int | None
+    _fewest = 1  # users and items
 
     @property
     def config(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class Saved(
                 f"it was saved by another version of the library, or edited"
             )
         for name in ("n_users", "n_items"):
-            if not isinstance(config.get(name), int) or config[name] < 1:
+            if type(config.get(name)) is not int or config[name] < cls._fewest:
                 raise ValueError(f"{model_id}: {CONFIG_FILE} must give {name} as a number above zero")
 
         def fetch(file: str) -> Path:

@@ -14,6 +14,7 @@ from recsys_lib.models.core.contract import NotFittedError
 from recsys_lib.models.core.fine_tuned import FineTuned
 from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.core.item_text import MINILM
+from recsys_lib.models.core.labelled_pairs import checked_pairs
 from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.models.core.relevance import PairReader, Relevance
 from recsys_lib.models.core.text_bytes import TextBytes
@@ -28,6 +29,10 @@ __all__ = ["ReadsTextPairs"]
 Examples = TypeVar("Examples")
 
 _PAIRS_AT_ONCE = 2**16  # whose lengths are sorted together
+_KNOWS_TEXTS_ALONE = (
+    "this {} has learned from pairs of texts and knows no users and items; give fit_pairs interactions=, or "
+    "call fit(interactions)"
+)
 
 
 class ReadsTextPairs(FineTuned[Examples], HistoryReader):
@@ -65,6 +70,8 @@ class ReadsTextPairs(FineTuned[Examples], HistoryReader):
     history_crow: Tensor = learned("(n_users + 1,) int64 offsets")
     history_items: Tensor = learned("(E,) int64, user after user, oldest first")
 
+    _fewest = 0  # of a model that has learned from texts alone
+
     def __post_init__(self) -> None:
         """Refuses one text in place of many."""
         super().__post_init__()
@@ -81,9 +88,9 @@ class ReadsTextPairs(FineTuned[Examples], HistoryReader):
             self._buffers.pop(name, None)
         self._build_scorer()
         for name, given in (("item_text", self.text), ("read_text", self.history_text)):
-            if name not in self._modules:
+            if name not in self._modules or not self.n_items:
                 setattr(self, name, TextBytes())
-            if given is not None:
+            if given is not None and self.n_items:
                 getattr(self, name).keep(
                     given, self.n_items, name.replace("item_", "").replace("read", "history")
                 )
@@ -114,6 +121,8 @@ class ReadsTextPairs(FineTuned[Examples], HistoryReader):
 
     def _items(self) -> TokenTable:
         """The tokens of the items' texts."""
+        if not self.item_text.filled:
+            raise NotFittedError(_KNOWS_TEXTS_ALONE.format(type(self).__name__))
         if self._catalog is None:
             self._catalog = self._reader().tokenizer.table(self.item_text.texts, keep=True)
         return self._catalog
@@ -148,6 +157,11 @@ class ReadsTextPairs(FineTuned[Examples], HistoryReader):
         row = torch.tensor([place[text] for text in said], device=scores.device)  # (B,)
         return scores.view(len(place), self.n_items)[row]
 
+    def _check_users(self, users: Tensor) -> Tensor:
+        if self.fitted and not self.n_users:
+            raise NotFittedError(_KNOWS_TEXTS_ALONE.format(type(self).__name__))
+        return super()._check_users(users)
+
     def _score(self, users: Tensor) -> Tensor:
         return self._catalog_scores(self._of_users(users))
 
@@ -178,11 +192,7 @@ class ReadsTextPairs(FineTuned[Examples], HistoryReader):
         """
         if items is not None or isinstance(users, Tensor):
             return super().predict(users, items)
-        pairs = list(users)
-        for position, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2:
-                raise TypeError(f"pairs[{position}] must be two texts, (query, document), got {pair!r:.60}")
-        return self._text_scores([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        return self._text_scores(*checked_pairs(users))
 
     @overload
     def rank(self, users: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -229,13 +239,17 @@ class ReadsTextPairs(FineTuned[Examples], HistoryReader):
                     f'head="pooler", pooling="cls"'
                 )
         reader = self._reader()
+        table, i, j = self._distinct(queries, documents)
+        return reader.scores(table, i, table, j)
+
+    def _distinct(self, queries: list[str], documents: list[str]) -> tuple[TokenTable, Tensor, Tensor]:
+        """The different texts among N queries and N documents, and which of them each is, (N,) and (N,)."""
         place = {text: number for number, text in enumerate(dict.fromkeys([*queries, *documents]))}
-        table = reader.tokenizer.table(list(place))
         i, j = (
-            torch.tensor([place[text] for text in texts], device="cpu").long()
+            torch.tensor([place[text] for text in texts], dtype=torch.int64, device="cpu")
             for texts in (queries, documents)
         )
-        return reader.scores(table, i, table, j)
+        return self._reader().tokenizer.table(list(place)), i, j
 
     # Histories.
 

@@ -104,6 +104,12 @@ class TrainedRecommender(Recommender, Generic[Examples]):
         if validation is not None:
             held_out = _to_find(validation, interactions)
             look = Validation(*self.figure(held_out, interactions), self.check_every, self.patience)
+        self._train(examples, generator, look, progress)
+
+    def _train(
+        self, examples: Examples, generator: torch.Generator, look: Validation | None, progress: bool
+    ) -> None:
+        """Minimizes the losses of the examples."""
         done = train(
             self,
             partial(self.losses_from, examples, generator),
