@@ -65,11 +65,15 @@ class TwoStages:
         items = torch.full((len(asked), length), -1, device=asked.ties.device)  # (B, L)
         values = torch.full((len(asked), length), -torch.inf, device=asked.ties.device)  # (B, L)
         known, vectors = asked.vectors()  # (B,), (U, d)
+        exclude = None
+        if refused is not None:
+            # Where most is refused, an index hands out nearly all that it holds: it is quicker to score
+            # everything, and exact.
+            few_left = 2 * refused.sum(dim=1) > self.n_items  # (B,)
+            known, vectors = known & ~few_left, vectors[~few_left[known]]  # (B,), (U', d)
+            row, item = refused[known].nonzero(as_tuple=True)  # (R,), (R,)
+            exclude = list(item.split(row.bincount(minlength=int(known.sum())).tolist()))
         if bool(known.any()):
-            exclude = None
-            if refused is not None:
-                row, item = refused[known].nonzero(as_tuple=True)  # (R,), (R,)
-                exclude = list(item.split(row.bincount(minlength=int(known.sum())).tolist()))
             users = asked.ties[known]
             items[known], values[known] = self.index.search(vectors, length, exclude=exclude, users=users)
         if not bool(known.all()):

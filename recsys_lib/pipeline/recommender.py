@@ -65,8 +65,9 @@ class Pipeline(HistoryReader):
     candidates, and it reads the whole catalog: right for a small one, slow for a large one.
 
     **Parts.** Any recommender retrieves. Where it has vectors (``TwoTower``), an ``index`` can search them;
-    its lists are those of ``score`` as far as it is exact. Anything with ``rank(users, candidates)`` or
-    ``score(users)`` re-ranks; people with a history need ``rank_histories(histories, candidates)`` or
+    its lists are those of ``score`` as far as it is exact. Where filters leave less than half of the catalog,
+    and for those who have no vector, everything is scored instead. Anything with ``rank(users, candidates)``
+    or ``score(users)`` re-ranks; people with a history need ``rank_histories(histories, candidates)`` or
     ``score_histories(histories)``, and a text ``rank_texts(texts, candidates)`` or, without a retriever that
     reads texts, ``score_texts(texts)``. ``fit`` fits both parts, the re-ranker after the retriever;
     ``assemble`` takes parts that are fitted.

@@ -276,6 +276,89 @@ def test_an_index_gives_the_lists_of_the_scores(towers, inter, make):
     assert ours["item_id"].tolist() == theirs["item_id"].tolist()
 
 
+LARGE = 600  # items: product quantization learns 256 codes
+
+
+@pytest.fixture(scope="module")
+def large() -> Interactions:
+    """Users who choose from one of six kinds of items; one has no events."""
+    rng = np.random.default_rng(1)
+    rows = [
+        (user, int(item), time)
+        for user in range(60)
+        for time, item in enumerate(rng.permutation(np.arange(user % 6, LARGE, 6))[:20])
+    ]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    return Interactions.from_frame(frame, user_ids=range(61), item_ids=range(LARGE))
+
+
+@pytest.fixture(scope="module")
+def large_parts(large) -> tuple[TwoTower, ItemKNN]:
+    towers = TwoTower(user_tower="history_mean", dim=16, epochs=4, seed=1)
+    towers.fit(large, device="cpu", progress=False)
+    return towers, ItemKNN().fit(large, progress=False)
+
+
+APPROXIMATE = {
+    "hnsw": {"m": 8, "ef_search": 8},
+    "ivf": {"n_lists": 30, "n_probe": 2},
+    "pq": {"n_lists": 8, "n_probe": 2, "code_bytes": 8},
+}
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_an_approximate_index_finds_most_and_fills_every_list(large, large_parts, kind, tmp_path):
+    pytest.importorskip("faiss")
+    towers, knn = large_parts
+    exact = Pipeline(towers, ExactIndex(), knn, n_candidates=30).assemble(large)
+    quick = Pipeline(towers, FaissIndex(kind, **APPROXIMATE[kind]), knn, n_candidates=30).assemble(large)
+    users = torch.tensor([60, *range(30)])  # the first has no events, and no vector
+    wanted, _ = exact.recommend(users, 20, large)
+    found, values = quick.recommend(users, 20, large)
+    assert torch.equal(found[0], wanted[0])
+    common = [len(set(a) & set(b)) / 20 for a, b in zip(found.tolist(), wanted.tolist(), strict=True)]
+    assert np.mean(common) > {"hnsw": 0.9, "ivf": 0.5, "pq": 0.4}[kind]
+    for row, user in zip(found.tolist(), users.tolist(), strict=True):
+        assert len(set(row)) == 20
+        assert not set(row) & set(large.items[large.users == user].tolist())
+    # The second model's scores are its own, whatever the index knows of the vectors.
+    chosen, place = users[:, None].expand_as(found), torch.arange(20) < 10
+    torch.testing.assert_close(
+        values[:, place].flatten(), knn.predict(chosen[:, place].flatten(), found[:, place].flatten())
+    )
+    # As long as the catalog: the index goes as deep as it must.
+    everything, _ = quick.recommend(users[:4], LARGE)
+    assert everything.sort(dim=1)[0].tolist() == [list(range(LARGE))] * 4
+
+    history = {"a visitor": [3, 9, 15], "nobody": []}
+    before = quick.recommend_histories(history, 10), quick.recommend_frame([3], 10, exclude=large)
+    quick.save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    assert repr(loaded.index) == repr(quick.index)
+    pd.testing.assert_frame_equal(loaded.recommend_histories(history, 10), before[0])
+    pd.testing.assert_frame_equal(loaded.recommend_frame([3], 10, exclude=large), before[1])
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_filters_that_leave_little_are_met_exactly(large, large_parts, kind):
+    """Of three items that may be listed an approximate search would find none, or some."""
+    pytest.importorskip("faiss")
+    towers, knn = large_parts
+    exact = Pipeline(towers, ExactIndex(), knn, n_candidates=30).assemble(large)
+    quick = Pipeline(towers, FaissIndex(kind, **APPROXIMATE[kind]), knn, n_candidates=30).assemble(large)
+    users = torch.arange(12)
+    for allowed in ([5, 100, 598], range(0, LARGE, 40), range(299)):
+        for again in (None, large):
+            found, values = quick.recommend(users, 20, again, allowed=allowed)
+            wanted, scores = exact.recommend(users, 20, again, allowed=allowed)
+            assert torch.equal(found, wanted)
+            torch.testing.assert_close(values, scores)
+    # Less than half refused: the index is asked, and every list is filled with what may be listed.
+    found, _ = quick.recommend(users, 20, large, blocked=range(0, LARGE, 3))
+    assert (found >= 0).all()
+    assert (found % 3 != 0).all()
+
+
 def test_an_index_must_compare_as_the_retriever_does(inter):
     model = TwoTower(normalize=False, dim=4, epochs=1)
     with pytest.raises(ValueError, match="compares by the dot product and the index by the cosine"):
