@@ -103,7 +103,7 @@ def from_bert_state(
     for i in range(config["num_hidden_layers"]):
         names |= {f"blocks.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for ours, theirs in _BERT_BLOCK.items()}
 
-    given = {re.sub(r"^(bert|roberta)\.", "", name): weight for name, weight in state.items()}
+    given = {_present_name(name): weight for name, weight in state.items()}
     weights = {}
     for name, expected in encoder.state_dict().items():
         module, _, kind_of_weight = name.rpartition(".")
@@ -120,3 +120,11 @@ def from_bert_state(
         raise ValueError(f"the encoder has no place for {len(unknown)} weights, such as {unknown[0]!r}")
     encoder.load_state_dict(weights, assign=True)
     return encoder.eval()
+
+
+def _present_name(name: str) -> str:
+    """A weight's name without its model's; the first BERTs call those of a normalization gamma and beta."""
+    name = re.sub(r"^(bert|roberta)\.", "", name)
+    return re.sub(
+        r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    )

@@ -153,8 +153,9 @@ def _fetch_from_hub(name: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise ConnectionError(
             f"there is no folder {name!r}, no model of that name was fetched before, and the hub cannot be "
-            f"reached ({error.__cause__ or error}). TextEncoder() needs no hub. Or fetch the model where the "
-            f"hub can be reached, with `hf download {name} --local-dir FOLDER`, and name that folder here"
+            f"reached ({error.__cause__ or error}). The default, all-MiniLM-L6-v2, needs no hub. Or fetch "
+            f"the model where the hub can be reached, with `hf download {name} --local-dir FOLDER`, and name "
+            f"that folder here"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise FileNotFoundError(

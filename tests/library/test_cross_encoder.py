@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import signal
@@ -16,6 +17,7 @@ import tokenizers
 import torch
 import transformers
 from small_bert import save_small_bert, small_bert
+from small_hub import small_hub
 from torch import nn
 
 from recsys_lib.data import Interactions
@@ -105,16 +107,19 @@ def test_a_published_cross_encoder_scores_as_its_authors_code_does(tmp_path):
         model.predict(torch.tensor([0]), torch.tensor([0]))
 
 
-def test_a_published_roberta_does_so_too(tmp_path):
-    words = [f"w{n}" for n in range(8)]
-    vocab = {token: n for n, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+ROBERTA_WORDS = tuple(f"w{n}" for n in range(8))
+
+
+def save_small_roberta(folder: Path, kind=transformers.RobertaForSequenceClassification):
+    """Random weights, far from the quiet start; returns the model of its authors and the tokenizer."""
+    vocab = {token: n for n, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *ROBERTA_WORDS])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     ours = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>"
     )
-    ours.save_pretrained(tmp_path)
+    ours.save_pretrained(folder)
     config = transformers.RobertaConfig(
         vocab_size=len(vocab),
         hidden_size=16,
@@ -128,10 +133,15 @@ def test_a_published_roberta_does_so_too(tmp_path):
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        theirs = transformers.RobertaForSequenceClassification(config).eval()
+        theirs = kind(config).eval()
         for parameter in theirs.parameters():
             nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(folder)
+    return theirs, ours
+
+
+def test_a_published_roberta_does_so_too(tmp_path):
+    theirs, ours = save_small_roberta(tmp_path)
     queries = ["w0 w1", "w2 w2 w3 w4 w5", "w7"]
     pairs = list(itertools.product(queries, [*queries, "w6 w1 unknown"]))
     batch = ours(*zip(*pairs, strict=True), return_tensors="pt", padding=True)
@@ -139,6 +149,57 @@ def test_a_published_roberta_does_so_too(tmp_path):
     found = CrossEncoder(text_model=str(tmp_path), head="pooler", pooling="cls").predict(pairs)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
     assert found.std() > 1e-3
+
+
+BY_NAME = """
+    import json, sys
+    from recsys_lib.models import CrossEncoder
+
+    pairs = [["red song", "blue film"], ["old", "new song"]]
+    published = CrossEncoder(
+        text_model="cross-encoder/ms-marco-MiniLM-L-6-v2", head="pooler", pooling="cls"
+    )
+    scores = published.predict(pairs).tolist()
+    plain = CrossEncoder(text_model="roberta-base", frozen_layers=2, learning_rate=1e-12)
+    plain.fit_pairs([["w0", "w1"], ["w0", "w2"]], [1, 0], device="cpu", progress=False)
+    plain.save_pretrained(sys.argv[1])
+    again = CrossEncoder.from_pretrained(sys.argv[1]).predict([["w0", "w1"]])
+    assert again.tolist() == plain.predict([["w0", "w1"]]).tolist()
+    print(json.dumps(scores))
+"""
+
+
+def test_published_encoders_come_from_the_hub_by_name(tmp_path):
+    """With the files' real names beside others; once fetched, they need no hub."""
+    published, plain = tmp_path / "published", tmp_path / "plain"
+    save_small_bert(published, WORDS, n_layers=2, num_labels=1)
+    save_small_roberta(plain, transformers.RobertaForMaskedLM)  # as roberta-base is: no pooler, another head
+    for folder in (published, plain):
+        (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "model.safetensors").write_bytes(b"for other programs")
+    environment = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")} | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    run = [sys.executable, "-c", textwrap.dedent(BY_NAME), str(tmp_path / "model")]
+    names = {"cross-encoder/ms-marco-MiniLM-L-6-v2": published, "roberta-base": plain}
+    with small_hub(names) as hub:
+        environment["HF_ENDPOINT"] = hub.url
+        done = subprocess.run(run, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        fetched = sorted(hub.fetched)
+    scores = json.loads(done.stdout)
+    pairs = [("red song", "blue film"), ("old", "new song")]
+    ours = CrossEncoder(text_model=str(published), head="pooler", pooling="cls")
+    assert scores == pytest.approx(ours.predict(pairs).tolist(), rel=1e-6)
+    files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    assert fetched == sorted(f"{name}/{file}" for name in names for file in files)
+    # The hub is gone.
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == scores
 
 
 def test_a_query_ranks_documents():

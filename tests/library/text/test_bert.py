@@ -62,6 +62,20 @@ def test_own_encoder_equals_any_bert_and_roberta(models: dict[str, Path], kind: 
     assert all((weight != 0).any() for weight in state.values()), "the weights were copied"
 
 
+def test_weights_with_their_first_names_are_known(models: dict[str, Path]) -> None:
+    """As in the file of bert-base-uncased, which is older than today's names."""
+    folder = models["bert"]
+    state, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    first = {
+        "bert." + name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): weight
+        for name, weight in state.items()
+    }
+    assert sum(name.endswith(("gamma", "beta")) for name in first) > 4
+    old, new = from_bert_state(first, config), from_bert_state(state, config)
+    for name, weight in new.state_dict().items():
+        assert torch.equal(old.state_dict()[name], weight), name
+
+
 def test_weights_that_do_not_fit_are_refused(models: dict[str, Path]) -> None:
     folder = models["bert"]
     state, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())

@@ -96,7 +96,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(
-        ConnectionError, match=r"no network.*TextEncoder\(\) needs no hub.*hf download some/model"
+        ConnectionError, match=r"no network.*all-MiniLM-L6-v2, needs no hub.*hf download some/model"
     ):
         TextEncoder("some/model")
 
