@@ -137,7 +137,7 @@ class CrossEncoder(ReadsTextPairs[TextLists | LabelledPairs]):
         max_seconds: float | None = None,
         progress: bool = True,
     ) -> Self:
-        """Learns from pairs of texts that someone has judged; a second call starts over.
+        """Learns from pairs of texts that someone has judged; a second call, or ``fit``, starts over.
 
         ::
 
@@ -149,7 +149,8 @@ class CrossEncoder(ReadsTextPairs[TextLists | LabelledPairs]):
             labels: (N,) how well they fit, a larger number for better. With ``loss="bce"`` from 0 to 1; with
                 the others any numbers, of which two different ones of a query are compared.
             interactions: users, items and histories that it shall answer for as well; the items' texts come
-                from ``text``. Nothing is learned from them. None: it answers for texts alone.
+                from ``text``. Nothing is learned from them, and ``Pipeline.assemble`` takes it as it is.
+                None: it answers for texts alone.
             device: as for ``fit``; ``"auto"`` takes an accelerator where there is one.
             max_seconds: as for ``fit``.
             progress: show a bar on long work.

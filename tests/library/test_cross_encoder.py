@@ -533,6 +533,23 @@ def test_after_judged_pairs_it_answers_for_texts_and_where_told_for_users(tmp_pa
     assert same_state(state(again), state(fit(make(max_history=1))))  # a fit starts over
 
 
+def test_nothing_is_left_to_the_default_device(explicit_devices, monkeypatch):
+    build = CrossEncoder.build  # the modules of torch itself name no device
+
+    def unguarded(self):
+        with torch._C.DisableTorchFunction():
+            build(self)
+
+    monkeypatch.setattr(CrossEncoder, "build", unguarded)
+    pairs, labels = judged("softmax")
+    model = make(frozen_layers=1, cache_frozen=True)
+    with explicit_devices:
+        fit_pairs(model, pairs, labels, EVENTS)
+        model.predict(pairs)
+        model.score_texts(["old"])
+        model.rank_texts(["old"], torch.zeros(1, 1, dtype=torch.int64, device="cpu"))
+
+
 def test_the_cached_output_of_frozen_layers_changes_nothing_of_judged_pairs():
     pairs, labels = judged("softmax")
     options = {"frozen_layers": 1, "epochs": 3}

@@ -577,6 +577,7 @@ def test_no_tensor_is_made_on_an_implicit_device(case, explicit_devices, monkeyp
                 model.score_histories(histories)
             else:
                 model.score_histories(histories, times)
+            model.rank_histories(histories, torch.zeros(5, 1, dtype=torch.int64, device="cpu"), times)
         model.predict(users, users)
         model.rank(users, torch.zeros(5, 1, dtype=torch.int64, device="cpu"))
         model.save_pretrained(tmp_path)

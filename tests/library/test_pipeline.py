@@ -447,6 +447,22 @@ def test_a_cross_encoder_reads_the_catalog_where_nothing_finds_candidates(inter,
     pd.testing.assert_frame_equal(again, found)
 
 
+def test_a_cross_encoder_that_has_learned_from_judged_pairs_reranks(inter, reader):
+    pairs = [(f"slow {kind}", text) for kind in KINDS for text in reader.text[:9]]
+    labels = [float(query.split()[-1] in document) for query, document in pairs]
+    judge = CrossEncoder(text=reader.text, text_model=reader.text_model, encoder_learning_rate=0.003)
+    judge.fit_pairs(pairs, labels, inter, device="cpu", progress=False)
+    model = Pipeline(EASE(l2=5.0).fit(inter, progress=False), reranker=judge).assemble(inter)
+    found = model.recommend_texts(["slow war"], 4)
+    scores = judge.predict([("slow war", text) for text in reader.text])
+    assert found["item_id"].tolist() == [f"i{i:02}" for i in top(scores, 4)]
+    assert len(model.recommend_histories([["i01", "i04"]], 4)) == 4
+    # Without users and items it is of no pipeline.
+    judge.fit_pairs(pairs, labels, device="cpu", progress=False)
+    with pytest.raises(ValueError, match=r"assemble \(CrossEncoder\)"):
+        Pipeline(model.retriever, reranker=judge).assemble(inter)
+
+
 def top(scores: torch.Tensor, k: int) -> list[int]:
     return rank_topk(scores[None], k, users=torch.zeros(1, dtype=torch.int64))[0][0].tolist()
 

@@ -125,7 +125,7 @@ def checked_labels(labels: Any, n: int, *, probabilities: bool) -> Tensor:
         ValueError: another number of them, one that is not finite, or one that is no probability.
     """
     try:
-        found = torch.as_tensor(labels).detach().to("cpu", torch.float32)
+        found = torch.as_tensor(labels, dtype=torch.float32, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"labels must be numbers, one a pair ({error})") from error
     if found.shape != (n,):
