@@ -13,7 +13,7 @@ from recsys_lib.models.core.histories import with_times
 from recsys_lib.models.core.two_sides import TwoSides
 from recsys_lib.ranking import rank_candidates
 
-__all__ = ["Asked", "ask_for_histories", "ask_for_texts", "ask_for_users", "reads_histories", "reads_texts"]
+__all__ = ["Asked", "ask_for_histories", "ask_for_texts", "ask_for_users", "reads_texts"]
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,6 @@ def reads_texts(retriever: Any, reranker: Any) -> bool:
 
 def _reads_texts(retriever: Any) -> bool:
     return isinstance(retriever, TwoSides) and retriever.reads_texts
-
-
-def reads_histories(part: Any) -> bool:
-    """Whether a part serves people whom it knows by their history alone."""
-    can = hasattr(part, "score_histories") or hasattr(part, "rank_histories")
-    return can and bool(getattr(part, "reads_histories", True))
 
 
 def _picked(scores: Tensor, candidates: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,101 +1,47 @@
-"""The folder that a pipeline is saved in: its parts, its index and its table beside its own files."""
+"""What a pipeline saves beside its parts: its index and its table of items."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
 
 from recsys_lib.files import write_whole
-from recsys_lib.models.core.contract import Recommender
-from recsys_lib.models.core.loading import load
-from recsys_lib.models.core.saving import CONFIG_FILE
 from recsys_lib.retrieval import ExactIndex, FaissIndex, Index
 
-__all__ = ["load_parts", "put_in_place", "save_parts"]
+__all__ = ["INDEX_FILE", "ITEMS_FILE", "load_own", "save_own"]
 
-_PARTS = ("retriever", "reranker")
-_INDEX_FILE, _ITEMS_FILE = "index.safetensors", "items.parquet"
+INDEX_FILE, ITEMS_FILE = "index.safetensors", "items.parquet"
 
 
-def save_parts(folder: Path, parts: dict[str, Any], index: Index | None, table: pd.DataFrame | None) -> None:
-    """Writes what belongs to a pipeline into its folder.
-
-    Args:
-        folder: which is there.
-        parts: "retriever" and "reranker", perhaps None.
-        index: of the retriever's vectors.
-        table: of the items.
-
-    Raises:
-        TypeError: a part that cannot be saved.
-    """
-    for name in _PARTS:
-        part = parts[name]
-        if part is None:
-            continue
-        if not isinstance(part, Recommender):
-            raise TypeError(
-                f"the {name}, {type(part).__name__}, is no Recommender and cannot be saved with the pipeline"
-            )
-        part.save_pretrained(folder / name)
+def save_own(folder: Path, index: Index | None, table: pd.DataFrame | None) -> None:
+    """Writes a pipeline's index and table into its folder, which is there."""
     if index is not None:
-        index.save(folder / _INDEX_FILE)
+        index.save(folder / INDEX_FILE)
     if table is not None:
-        with write_whole(folder / _ITEMS_FILE) as path:
+        with write_whole(folder / ITEMS_FILE) as path:
             table.to_parquet(path)
 
 
-def load_parts(
-    folder: Path, sizes: tuple[int | None, int | None], device: str | torch.device
-) -> dict[str, Any]:
-    """What ``save_parts`` wrote: "retriever", "reranker", "index", "items", those that are there.
+def load_own(folder: Path, n_items: int) -> tuple[Index | None, pd.DataFrame | None]:
+    """The index and the table that ``save_own`` wrote, None where there is none.
 
     Args:
         folder: of the pipeline.
-        sizes: users and items that the pipeline has.
-        device: of the parts.
+        n_items: items that the pipeline has.
 
     Raises:
-        FileNotFoundError: there is no retriever.
-        ValueError: a part is damaged, or of another pipeline.
+        ValueError: the index is damaged, or of another pipeline.
     """
-    found: dict[str, Any] = {}
-    for name in _PARTS:
-        if (folder / name).is_dir():
-            part = load(folder / name, map_location=device)
-            own = (part._n_users, part._n_items)
-            if own != sizes:
-                raise ValueError(f"{folder / name} holds a model of another pipeline, of {own}")
-            found[name] = part
-    if "retriever" not in found:
-        raise FileNotFoundError(f"{folder} has no folder retriever: it is damaged; save it again")
-    if (folder / _INDEX_FILE).is_file():
-        found["index"] = _load_index(folder / _INDEX_FILE)
-        if len(found["index"]) != sizes[1]:
-            raise ValueError(f"{folder / _INDEX_FILE} belongs to another pipeline")
-    if (folder / _ITEMS_FILE).is_file():
-        found["items"] = pd.read_parquet(folder / _ITEMS_FILE)
-    return found
-
-
-def put_in_place(whole: Path, target: Path) -> None:
-    """Puts a complete folder in place; the configuration, without which nothing is loaded, comes last."""
-    if not target.exists():
-        whole.replace(target)
-        return
-    (target / CONFIG_FILE).unlink(missing_ok=True)
-    for name in (*_PARTS, _INDEX_FILE, _ITEMS_FILE):
-        old = target / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-    for path in sorted(whole.iterdir(), key=lambda path: path.name == CONFIG_FILE):
-        path.replace(target / path.name)
+    index, table = None, None
+    if (folder / INDEX_FILE).is_file():
+        index = _load_index(folder / INDEX_FILE)
+        if len(index) != n_items:
+            raise ValueError(f"{folder / INDEX_FILE} belongs to another pipeline")
+    if (folder / ITEMS_FILE).is_file():
+        table = pd.read_parquet(folder / ITEMS_FILE)
+    return index, table
 
 
 def _load_index(path: Path) -> Index:

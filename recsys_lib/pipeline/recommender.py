@@ -1,10 +1,9 @@
 """The pipeline as a recommender: its parts, and what it is asked."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 import torch
@@ -17,20 +16,19 @@ from recsys_lib.devices import in_float32
 from recsys_lib.models.core.checks import check_catalog, check_histories, check_interactions, check_length
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.frames import as_list, ids_of, left_out_of, lists_frame, positions
-from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.core.options import data, learned, option
+from recsys_lib.models.core.parts import MadeOfParts
 from recsys_lib.models.core.two_sides import TwoSides
 from recsys_lib.pipeline.asked import (
     Asked,
     ask_for_histories,
     ask_for_texts,
     ask_for_users,
-    reads_histories,
     reads_texts,
 )
 from recsys_lib.pipeline.candidates import TwoStages, continued
 from recsys_lib.pipeline.diversity import diversified, share
-from recsys_lib.pipeline.folder import load_parts, put_in_place, save_parts
+from recsys_lib.pipeline.folder import INDEX_FILE, ITEMS_FILE, load_own, save_own
 from recsys_lib.pipeline.groups import as_groups, lists_with_at_most, shared_groups
 from recsys_lib.pipeline.latency import Stages
 from recsys_lib.progress import progress_bar
@@ -42,7 +40,7 @@ __all__ = ["Pipeline"]
 _SCORES_AT_ONCE = 2**22  # of the whole catalog, held while lists are made
 
 
-class Pipeline(HistoryReader):
+class Pipeline(MadeOfParts):
     """A retriever that looks through the catalog, and a re-ranker that orders what it has found.
 
     **Candidates.** For each person the ``n_candidates`` best items of the retriever that the person has not
@@ -75,6 +73,10 @@ class Pipeline(HistoryReader):
     **Saved** as one folder, with the parts in folders of their own, each of which ``recsys_lib.load`` loads.
     """
 
+    part_fields: ClassVar[tuple[str, ...]] = ("retriever", "reranker")
+    part_folders: ClassVar[tuple[str, ...]] = part_fields
+    other_files: ClassVar[tuple[str, ...]] = (INDEX_FILE, ITEMS_FILE)
+
     retriever: Recommender | None = data("finds candidates in the catalog", default=None, kw_only=False)
     index: Index | None = data(
         "searches the retriever's vectors; built by ``fit`` and ``assemble``", default=None, kw_only=False
@@ -103,10 +105,6 @@ class Pipeline(HistoryReader):
         super().__post_init__()
         self._groups, self._table = None, None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keeps the parts from the hub's mixin, which would take them apart as settings."""
-        return super().__new__(cls)
-
     # ------------------------------------------------------------------------------------- made of its parts
 
     @property
@@ -122,17 +120,21 @@ class Pipeline(HistoryReader):
         return pd.DataFrame({"item_id": ids_of(self.item_ids, "Pipeline")})
 
     @property
-    def reads_histories(self) -> bool:
-        """Whether it serves people by their histories: whether all its parts do."""
-        return all(reads_histories(part) for part in self._stages())
-
-    @property
     def reads_texts(self) -> bool:
         """Whether it answers for a text: whether a part reads texts."""
         return reads_texts(self.retriever, self.reranker)
 
-    def _stages(self) -> list[Any]:
-        return [part for part in (self.retriever, self.reranker) if part is not None]
+    def parts(self) -> dict[str, Any]:
+        """The retriever, and the re-ranker where there is one."""
+        stages = {name: getattr(self, name) for name in self.part_fields}
+        return {name: part for name, part in stages.items() if part is not None}
+
+    @classmethod
+    def parts_from(cls, loaded: dict[str, Recommender]) -> dict[str, Any]:
+        """The stages by their names."""
+        if "retriever" not in loaded:
+            raise LookupError("retriever")
+        return loaded
 
     def _check_parts(self) -> None:
         if not isinstance(self.retriever, Recommender):
@@ -164,15 +166,7 @@ class Pipeline(HistoryReader):
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         self._check_parts()
         self._read_items()
-        start = time.perf_counter()
-        for part in self._stages():
-            if not hasattr(part, "fit"):
-                continue  # made by its owner, ready for use
-            left = None
-            if self.max_seconds is not None:  # at least a moment, so that there is something to keep
-                left = max(self.max_seconds - (time.perf_counter() - start), 0.01)
-            options = {"device": interactions.items.device, "max_seconds": left, "progress": progress}
-            part.fit(interactions, validation, **options)
+        self._fit_parts(interactions, validation, progress, time.perf_counter())
         self._keep_own(interactions)
 
     @torch.no_grad()
@@ -194,7 +188,7 @@ class Pipeline(HistoryReader):
         check_interactions(interactions, "Pipeline.assemble")
         self._check_parts()
         assert self.retriever is not None
-        for part in self._stages():
+        for part in self.parts().values():
             if isinstance(part, Recommender):
                 part._check_fitted()
                 sizes = (part.n_users, part.n_items)
@@ -244,26 +238,10 @@ class Pipeline(HistoryReader):
         self._table = by_id.rename_axis("item_id").reset_index()
 
     def _keep_histories(self, interactions: Interactions) -> None:
-        if not self.reads_histories:
-            raise ValueError(self._no_histories())
-        for part in self._stages():
-            if not hasattr(part, "update_histories"):
-                raise ValueError(
-                    f"{type(part).__name__} has no update_histories, and would go on with old ones"
-                )
-        for part in self._stages():
-            part.update_histories(interactions)
+        self._update_parts(interactions)
         self._keep("history_crow", offsets(interactions.user_counts()))
         self._keep("history_items", interactions.items)
         self._keep("history_times", interactions.timestamps)
-
-    def _no_histories(self) -> str:
-        part = next(part for part in self._stages() if not reads_histories(part))
-        role = "retriever" if part is self.retriever else "reranker"
-        return (
-            f"the {role} of this Pipeline, {type(part).__name__}, knows users by number and reads no "
-            f"histories; ask for users of the fit, or take another {role}"
-        )
 
     # ------------------------------------------------------------------------------------------ who is asked
 
@@ -637,50 +615,14 @@ class Pipeline(HistoryReader):
 
     # ------------------------------------------------------------------------------------------- on the disk
 
-    def _state_to_save(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in super()._state_to_save().items() if name in self._buffers}
-
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Saves the pipeline with its parts, its index and its table of items in one folder.
-
-        Everything is written beside the folder first. If that fails, what was there stays as it was; other
-        files in the folder stay in any case.
-
-        Args:
-            save_directory: the folder; made if missing.
-            **options: of the hub's ``save_pretrained``.
-
-        Raises:
-            NotFittedError: before ``fit``.
-            TypeError: a part that cannot be saved.
-            OSError: what the file system refused.
-        """
-        self._check_fitted()
-        target = Path(save_directory).expanduser().resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            whole = Path(folder) / target.name
-            answer = super().save_pretrained(whole, **options)
-            put_in_place(whole, target)
-        return answer
-
     def _save_pretrained(self, save_directory: Path) -> None:
-        parts = {"retriever": self.retriever, "reranker": self.reranker}
-        save_parts(save_directory, parts, self.index, self._table)
+        save_own(save_directory, self.index, self._table)
         super()._save_pretrained(save_directory)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any) -> Self:
-        folder = Path(model_id)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"a Pipeline is loaded from a folder; fetch {model_id} first, with "
-                f"huggingface_hub.snapshot_download"
-            )
         model = super()._from_pretrained(model_id=model_id, config=config, **options)
-        sizes = (model._n_users, model._n_items)
-        for name, part in load_parts(folder, sizes, options.get("map_location", "cpu")).items():
-            setattr(model, name, part)
+        model.index, model.items = load_own(Path(model_id), model.n_items)
         model._check_parts()
         model._read_items()
         return model.eval()

@@ -207,7 +207,7 @@ class Saved(
 
     def _restore(self, state: dict[str, Tensor], source: str) -> None:
         """Fills parameters and buffers; buffers that only ``fit`` makes are registered."""
-        missing = sorted(set(self.state_dict()) - set(state))
+        missing = sorted(set(self._state_to_save()) - set(state))
         if missing:
             raise ValueError(
                 f"{source} lacks {', '.join(missing)}; it was saved by another version of the library"
