@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recsys_lib.data import Interactions, check_seconds
+from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import distinct_events, offsets, row_of_each
 from recsys_lib.devices import in_float32, seed_generator
 from recsys_lib.losses import sampled_softmax_loss
 from recsys_lib.models.core.checks import check_histories
-from recsys_lib.models.core.histories import HistoryReader, recency_weights
+from recsys_lib.models.core.histories import HistoryReader, recency_weights, times_of
 from recsys_lib.models.core.lists import draw_lists
 from recsys_lib.models.core.options import learned, option
 from recsys_lib.models.core.pair_tables import (
@@ -21,6 +21,7 @@ from recsys_lib.models.core.pair_tables import (
     PAIR_SCALARS,
     Moments,
     PairTables,
+    blocks,
     prefixes,
     retrieval_features,
 )
@@ -30,8 +31,6 @@ from recsys_lib.models.ease_before import EASEBefore
 from recsys_lib.training import batches
 
 __all__ = ["FeatureLists", "LinearListwise", "PairNetwork"]
-
-_CELLS = 2**23  # numbers of pair scalars at once, 32 MB
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ class PairRanker(TrainedRecommender[FeatureLists], HistoryReader):
         items = functional.pad(items, (0, self.n_candidates - items.shape[1]), value=-1)  # (n, C)
         asked, mine = items.clamp(min=0), moments[which]
         parts = []
-        for some in _blocks(len(items), self.n_history * items.shape[1]):
+        for some in blocks(len(items), self.n_history * items.shape[1]):
             pairs = self.tables.pair_scalars(mine[some], asked[some])  # (b, L, C, P)
             retrieved = retrieval_features(scores[which[some]], mine.seen[some], asked[some])  # (b, C, 2)
             parts.append(self.tables.features(mine[some], asked[some], retrieved, pairs))
@@ -264,7 +263,7 @@ class PairRanker(TrainedRecommender[FeatureLists], HistoryReader):
         """Scores (B, n_items) after histories, each oldest first."""
         everything = torch.arange(self.n_items, device=items.device)  # (I,)
         scores = torch.empty(len(crow) - 1, self.n_items, device=items.device)  # (B, I)
-        for some in _blocks(len(crow) - 1, self.n_history * self.n_items, items.device):
+        for some in blocks(len(crow) - 1, self.n_history * self.n_items, items.device):
             lengths = crow.diff()[some]  # (b,)
             part_crow, place = prefixes(crow[some], lengths)
             part, when = items[place], times[place]  # (e,)
@@ -323,15 +322,8 @@ class PairRanker(TrainedRecommender[FeatureLists], HistoryReader):
         self._check_fitted()
         items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
         crow, device = offsets(lengths), items.device  # (B + 1,)
-        if timestamps is None:
-            left = crow[1:][row_of_each(crow)] - 1 - torch.arange(len(items), device=device)  # (E,)
-            times = self.now.to(device) - left  # (E,)
-        else:
-            if [len(t) for t in timestamps] != lengths.tolist():
-                raise ValueError("timestamps must have one entry for each item of each history")
-            filled = [torch.as_tensor(t, device=device) for t in timestamps if len(t)]
-            where = f"{type(self).__name__}.score_histories"
-            times = check_seconds(torch.cat(filled), where) if filled else items[:0]  # (E,)
+        where = f"{type(self).__name__}.score_histories"
+        times = times_of(items, lengths, timestamps, self.now, where)  # (E,)
         here = self.device
         scores = self._of_histories(crow.to(here), items.to(here), times.to(here))  # (B, n_items)
         return scores.to(device=device, dtype=torch.float32)
@@ -424,12 +416,6 @@ class _Pooled(nn.Module):
         pooled = (logits.softmax(dim=1).unsqueeze(-1) * values).sum(dim=1).flatten(-2)  # (B, C, d)
         joined = self.join(torch.cat([pooled, features], dim=-1)).squeeze(-1)  # (B, C)
         return joined + self.linear(features, None, present)
-
-
-def _blocks(n: int, cells: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-    """Rows 0..n-1 in blocks, so that a row's cells of pair scalars do not take too much memory."""
-    step = max(1, _CELLS // (cells * len(PAIR_SCALARS)))
-    return torch.arange(n, device=device).split(step) if n else ()
 
 
 def _map(examples: FeatureLists, change: Callable[[Tensor], Tensor]) -> FeatureLists:

@@ -31,7 +31,7 @@ from recsys_lib.models.core.frames import histories_frame
 from recsys_lib.models.core.options import learned, option
 from recsys_lib.ranking import rank_candidates
 
-__all__ = ["HistoryReader", "RecencyWeighted", "recency_weights", "with_times"]
+__all__ = ["HistoryReader", "RecencyWeighted", "recency_weights", "times_of", "with_times"]
 
 _DAY = 86_400
 
@@ -288,3 +288,32 @@ def recency_weights(events: DistinctEvents, recency: float, half_life_days: floa
         last = timestamps[events.crow[users + 1] - 1]  # (E,)
         weights *= 0.5 ** ((last - timestamps).float() / (_DAY * half_life_days))
     return torch.empty_like(weights).scatter_(0, order, weights)
+
+
+def times_of(
+    items: Tensor, lengths: Tensor, timestamps: Sequence[Any] | None, now: Tensor, where: str
+) -> Tensor:
+    """When the events of histories happened.
+
+    Args:
+        items: (E,) of all histories, one after another.
+        lengths: (B,) of each.
+        timestamps: B lists or tensors of seconds. Without them each event is a second later than the one
+            before it, and the last is at ``now``.
+        now: () int64.
+        where: the method that was called.
+
+    Returns:
+        (E,) int64 on the items' device.
+
+    Raises:
+        TypeError, ValueError: timestamps that do not match the histories.
+    """
+    if timestamps is None:
+        crow = offsets(lengths)  # (B + 1,)
+        left = crow[1:][row_of_each(crow)] - 1 - torch.arange(len(items), device=items.device)  # (E,)
+        return now.to(items.device) - left
+    if [len(t) for t in timestamps] != lengths.tolist():
+        raise ValueError("timestamps must have one entry for each item of each history")
+    filled = [torch.as_tensor(t, device=items.device) for t in timestamps if len(t)]
+    return check_seconds(torch.cat(filled), where) if filled else items[:0]

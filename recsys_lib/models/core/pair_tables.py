@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets, row_of_each
 
-__all__ = ["CANDIDATE_FEATURES", "PAIR_SCALARS", "Moments", "PairTables", "retrieval_features"]
+__all__ = [
+    "CANDIDATE_FEATURES",
+    "PAIR_SCALARS",
+    "Moments",
+    "PairTables",
+    "blocks",
+    "prefixes",
+    "retrieval_features",
+]
 
 CANDIDATE_FEATURES = (
     "retriever's score, standardized over the items not yet chosen",
@@ -32,6 +40,7 @@ PAIR_SCALARS = (
 
 _DAY = 86_400
 _STEPS = 4  # in a window: the grid of times is a quarter of a window wide
+_CELLS = 2**23  # numbers of pair scalars at once, 32 MB
 _LONGEST = 52  # steps since an item's last event that are told apart
 
 
@@ -214,3 +223,9 @@ def prefixes(first: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     crow = offsets(before)  # (B + 1,)
     row = row_of_each(crow)  # (E,)
     return crow, first[row] + torch.arange(len(row), device=row.device) - crow[row]
+
+
+def blocks(n: int, cells: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """Rows 0..n-1 in blocks, so that a row's cells of pair scalars do not take too much memory."""
+    step = max(1, _CELLS // (cells * len(PAIR_SCALARS)))
+    return torch.arange(n, device=device).split(step) if n else ()
