@@ -2,6 +2,7 @@
 
 from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
+from recsys_lib.models.blend import Blend
 from recsys_lib.models.content import TfidfContent
 from recsys_lib.models.core.contract import NotFittedError, Recommender
 from recsys_lib.models.core.histories import HistoryReader
@@ -13,6 +14,7 @@ from recsys_lib.models.markov import MarkovChain
 from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
 from recsys_lib.models.sasrec import SASRec
+from recsys_lib.models.stacking import StackedLinear, StackedNetwork
 from recsys_lib.models.two_tower import TwoTower
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "EASE",
     "BERT4Rec",
     "BiasedMF",
+    "Blend",
     "CrossEncoder",
     "HistoryReader",
     "ItemKNN",
@@ -31,6 +34,8 @@ __all__ = [
     "Popularity",
     "Recommender",
     "SASRec",
+    "StackedLinear",
+    "StackedNetwork",
     "TfidfContent",
     "TwoTower",
     "UserKNN",

@@ -35,6 +35,7 @@ from recsys_lib.models import (
     EASE,
     BERT4Rec,
     BiasedMF,
+    Blend,
     CrossEncoder,
     HistoryReader,
     ItemKNN,
@@ -46,6 +47,8 @@ from recsys_lib.models import (
     Popularity,
     Recommender,
     SASRec,
+    StackedLinear,
+    StackedNetwork,
     TfidfContent,
     TwoTower,
     UserKNN,
@@ -220,6 +223,28 @@ CASES = {
     "PairNetwork": Case(
         lambda texts: PairNetwork(l2=5.0, n_candidates=10, n_negatives=5, dim=8),
         lambda texts: PairNetwork(max_examples=6000, n_history=5, dim=8),
+        cold="same",
+        pairs=True,
+    ),
+    "Blend": Case(
+        lambda texts: Blend([EASE(l2=5.0), ItemKNN()]),
+        lambda texts: Blend([EASE(recency=0.5), MarkovChain()]),
+        cold="zero",
+        pairs=True,
+    ),
+    "BlendOfUsers": Case(
+        lambda texts: Blend([UserKNN(), Popularity()], tune=False), binary=True, cold="same"
+    ),
+    # So few candidates that most of the catalog is left in the order of the blend.
+    "StackedLinear": Case(
+        lambda texts: StackedLinear([EASE(l2=5.0), ItemKNN()], n_candidates=6),
+        lambda texts: StackedLinear([EASE(recency=0.5), MarkovChain(), UserKNN()]),
+        cold="same",
+        pairs=True,
+    ),
+    "StackedNetwork": Case(
+        lambda texts: StackedNetwork([EASE(l2=5.0), ItemKNN()], penalty=0.01),
+        lambda texts: StackedNetwork([EASE(recency=0.5), MarkovChain()], penalty=0.01),
         cold="same",
         pairs=True,
     ),
@@ -692,7 +717,7 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
         ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline, CrossEncoder,
-        LinearListwise, PairNetwork
+        LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork
     }  # fmt: skip
 
 
