@@ -19,11 +19,11 @@ from recsys_lib.models.core.parts import MadeOfParts, changed_options, scores_of
 from recsys_lib.models.core.trained import TrainedRecommender
 from recsys_lib.ranking import HeldOut, rank_topk, seen_in
 
-__all__ = ["Blend", "standardized"]
+__all__ = ["CUTOFF", "Blend", "standardized"]
 
 _SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 _SWEEPS = 5  # through the models; one without a change ends the search
-_CUTOFF = 10  # of the NDCG that weights are chosen by
+CUTOFF = 10  # of the NDCG that weights are chosen by
 _USERS_AT_ONCE = 512
 _CELLS_KEPT = 2**28  # scores that are kept between the steps of the search, 1 GB
 
@@ -210,7 +210,7 @@ class Blend(MadeOfParts):
             for shares, mine in zip(tried, lists, strict=True):
                 mixed = sum(w * one for w, one in zip(shares, scores, strict=True) if w > 0)  # (b, I)
                 assert isinstance(mixed, Tensor)
-                mine.append(rank_topk(mixed, min(_CUTOFF, self.n_items), users=users)[0])
+                mine.append(rank_topk(mixed, min(CUTOFF, self.n_items), users=users)[0])
         hits = [found.hits(torch.cat(mine)) for mine in lists]
         return [float(ndcg(one, found.n_relevant).mean()) for one in hits]
 

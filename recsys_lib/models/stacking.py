@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
 from recsys_lib.devices import seed_generator
 from recsys_lib.losses import sampled_softmax_loss
-from recsys_lib.models.blend import Blend
+from recsys_lib.metrics import ndcg
+from recsys_lib.models.blend import CUTOFF, Blend
 from recsys_lib.models.core.histories import times_of
 from recsys_lib.models.core.options import learned, option
 from recsys_lib.models.core.pair_tables import (
@@ -53,8 +55,8 @@ class StackedLinear(Blend):
     **Lists to learn from look like lists to rank.** As for the blend's weights, the models are fitted on the
     training events alone; each user's list has what the blend then offers, and targets are the validation
     events that are in it. The loss is a softmax over a target and all candidates that are none
-    (``losses.sampled_softmax_loss``), with a penalty on the squared weights: the one with the smallest loss
-    on users left out, in turn one of ``n_folds`` parts. Then the models are fitted once more, on training and
+    (``losses.sampled_softmax_loss``), with a penalty on the squared weights: the one with the best NDCG@10 on
+    users left out, in turn one of ``n_folds`` parts. Then the models are fitted once more, on training and
     validation events, and the weights stay. With ``leak=True`` the models know the targets while it learns,
     to see what that costs.
 
@@ -160,14 +162,17 @@ class StackedLinear(Blend):
             )
             return
         features, there, targets = features[useful], there[useful], targets[useful]
+        n_relevant = found.n_relevant[chosen].to(device)[useful]  # (U,)
         present = features[there]  # (N, F)
         self._keep("center", present.mean(dim=0))
         spread = present.std(dim=0, correction=0)  # (F,)
         self._keep("size", torch.where(spread > 1e-6, spread, 1.0))
         features = self._standard(features)  # (U, C, F)
-        self.net = self._trained(features, there, targets, self._penalty(features, there, targets))
+        self.net = self._trained(
+            features, there, targets, self._penalty(features, there, targets, n_relevant)
+        )
 
-    def _penalty(self, features: Tensor, there: Tensor, targets: Tensor) -> float:
+    def _penalty(self, features: Tensor, there: Tensor, targets: Tensor, n_relevant: Tensor) -> float:
         """The penalty that is best for users left out."""
         if self.penalty is not None:
             return self.penalty
@@ -175,16 +180,17 @@ class StackedLinear(Blend):
         if len(features) < 2 * self.n_folds:
             return max(_PENALTIES)  # too few to tell
         found = []
-        for penalty in _PENALTIES:
+        for penalty in sorted(_PENALTIES, reverse=True):  # the strongest of equals
             total = 0.0
             for out in range(self.n_folds):
                 kept, left = fold != out, fold == out
                 net = self._trained(features[kept], there[kept], targets[kept], penalty)
                 with torch.no_grad():
-                    loss = _loss(net(features[left])[..., 0], there[left], targets[left])  # ()
-                total += float(loss) * int(targets[left].sum())
-            found.append(total)
-        return _PENALTIES[min(range(len(found)), key=found.__getitem__)]
+                    scores = net(features[left])[..., 0].masked_fill(~there[left], -torch.inf)  # (u, C)
+                first = scores.sort(dim=1, descending=True, stable=True)[1][:, :CUTOFF]  # (u, k)
+                total += float(ndcg(targets[left].gather(1, first), n_relevant[left]).sum())
+            found.append((total, penalty))
+        return max(found, key=itemgetter(0))[1]
 
     def _trained(self, features: Tensor, there: Tensor, targets: Tensor, penalty: float) -> nn.Module:
         """A network that has learned from lists: (U, C, F) standardized, (U, C) bool, (U, C) bool."""
