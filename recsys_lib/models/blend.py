@@ -14,8 +14,9 @@ from recsys_lib.devices import in_float32
 from recsys_lib.metrics import ndcg
 from recsys_lib.models.core.checks import check_histories
 from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.histories import with_times
 from recsys_lib.models.core.options import data, learned, option
-from recsys_lib.models.core.parts import MadeOfParts, changed_options, scores_of_histories
+from recsys_lib.models.core.parts import MadeOfParts, changed_options
 from recsys_lib.models.core.trained import TrainedRecommender
 from recsys_lib.ranking import HeldOut, rank_topk, seen_in
 
@@ -224,7 +225,7 @@ class Blend(MadeOfParts):
         self, histories: Sequence[Tensor], timestamps: Sequence[Any] | None
     ) -> list[Tensor]:
         """The same for people with histories."""
-        return [scores_of_histories(model, histories, timestamps) for model in self._models]
+        return [with_times(model.score_histories, histories, timestamps=timestamps) for model in self._models]
 
     def _blended(self, scores: Sequence[Tensor]) -> Tensor:
         """(B, n_items) of each model -> (B, n_items)."""

@@ -1,6 +1,5 @@
 """Recommenders made of recommenders: fitting the parts, asking them, saving all in one folder."""
 
-import inspect
 import shutil
 import tempfile
 import time
@@ -18,22 +17,13 @@ from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.core.loading import load
 from recsys_lib.models.core.saving import CONFIG_FILE
 
-__all__ = ["MadeOfParts", "changed_options", "reads_histories", "scores_of_histories"]
+__all__ = ["MadeOfParts", "changed_options", "reads_histories"]
 
 
 def reads_histories(part: Any) -> bool:
     """Whether a part serves people whom it knows by their history alone."""
     can = hasattr(part, "score_histories") or hasattr(part, "rank_histories")
     return can and bool(getattr(part, "reads_histories", True))
-
-
-def scores_of_histories(
-    part: Any, histories: Sequence[Tensor | Sequence[int]], timestamps: Sequence[Any] | None
-) -> Tensor:
-    """A part's scores (B, n_items) of B histories; the times go to a part that reads them."""
-    if timestamps is None or "timestamps" not in inspect.signature(part.score_histories).parameters:
-        return part.score_histories(histories)
-    return part.score_histories(histories, timestamps=timestamps)
 
 
 @contextmanager
