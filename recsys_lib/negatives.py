@@ -164,7 +164,7 @@ def other_items(targets: Tensor, k: int, n_items: int, generator: torch.Generato
     drawn = torch.randint(
         n_items - 1, (len(targets), k), generator=generator, device=targets.device
     )  # (N, k)
-    return drawn + (drawn >= targets[:, None])  # drawn among one fewer, it steps over the target
+    return drawn.add_(drawn >= targets[:, None])  # drawn among one fewer, it steps over the target
 
 
 def known_columns(crow: Tensor, own: Tensor, users: Tensor, items: Tensor) -> Tensor:

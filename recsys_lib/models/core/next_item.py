@@ -321,10 +321,15 @@ class _CatalogSoftmax(torch.autograd.Function):
         h, v = hidden.to(wide), vectors.to(wide)  # (N, d), (n_items, d)
         total, to_hidden, to_vectors = h.new_zeros(()), torch.empty_like(h), torch.zeros_like(v)
         step = _questions_at_once(v)
+        room = h.new_empty(2, min(step, len(h)), len(v))  # taken once, not anew for each block
         for rows, asked, grad in zip(h.split(step), targets.split(step), to_hidden.split(step), strict=True):
-            log_p = (rows @ v.mT).log_softmax(dim=1)  # (b, n_items)
-            total -= log_p.gather(1, asked[:, None]).sum()
-            slope = log_p.exp_()  # (b, n_items)
+            scores, slope = room[:, : len(rows)]  # (b, n_items) each
+            torch.mm(rows, v.mT, out=scores)
+            torch.softmax(scores, dim=1, out=slope)
+            # -log p of the true item, by the largest score and its share p: that is never below 1 / n_items,
+            # and a second pass of exponentials is saved.
+            behind = scores.amax(dim=1) - scores.gather(1, asked[:, None]).squeeze(1)  # (b,)
+            total += (behind - slope.amax(dim=1).log()).sum()
             slope[torch.arange(len(asked), device=asked.device), asked] -= 1
             torch.mm(slope, v, out=grad)  # (b, d)
             to_vectors.addmm_(slope.mT, rows)  # (n_items, d)
