@@ -225,7 +225,8 @@ class Blend(MadeOfParts):
         self, histories: Sequence[Tensor], timestamps: Sequence[Any] | None
     ) -> list[Tensor]:
         """The same for people with histories."""
-        return [with_times(model.score_histories, histories, timestamps=timestamps) for model in self._models]
+        models = self.parts().values()
+        return [with_times(model.score_histories, histories, timestamps=timestamps) for model in models]
 
     def _blended(self, scores: Sequence[Tensor]) -> Tensor:
         """(B, n_items) of each model -> (B, n_items)."""
