@@ -40,7 +40,7 @@ COMMAND = "OMP_NUM_THREADS=1 python benchmarks/serve.py --rounds 4 --record book
 CODE = (
     *(f"benchmarks/serve.py::{name}" for name in ("AT_A_TIME", "BARE", "load", "run", "running")),
     *(f"recsys_lib/serve/{name}.py" for name in ("app", "engine", "schema", "store")),
-    "recsys_lib/pipeline.py",
+    *(f"recsys_lib/pipeline/{name}.py" for name in ("asked", "candidates", "recommender")),
 )
 AT_A_TIME = (1, 20)
 BARE = """
