@@ -50,6 +50,7 @@ Pairs = list[tuple[str, str]]
 
 def save_weights(folder: Path) -> None:
     """MiniLM with a head for one number, as published cross-encoders are."""
+    transformers.utils.logging.set_verbosity_error()  # that the head is new is meant
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.BertForSequenceClassification.from_pretrained(
