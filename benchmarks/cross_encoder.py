@@ -18,15 +18,12 @@ Usage::
 """
 
 import argparse
-import datetime
-import json
 import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +33,21 @@ import transformers
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from torch import Tensor, nn
 
+from recsys_lib.chapter.runs import write_run
 from recsys_lib.data import leave_last_out, load_movielens
 from recsys_lib.devices import seed_generator
-from recsys_lib.files import write_whole
 from recsys_lib.models import CrossEncoder
 from recsys_lib.models.core.fine_tuned import batches_of_like_length
 from recsys_lib.models.core.labelled_pairs import LabelledPairs
 from recsys_lib.text import minilm_folder
 
+COMMAND = "OMP_NUM_THREADS=1 python benchmarks/cross_encoder.py --record book/recorded/cross_encoder.json"
+CODE = (
+    *(f"benchmarks/cross_encoder.py::{name}" for name in ("both", "seconds", "step_through", "their_losses")),
+    *(f"recsys_lib/models/core/{name}.py" for name in ("fine_tuned", "relevance", "text_pairs")),
+    "recsys_lib/text/pairs.py",
+    "recsys_lib/attention.py",
+)
 MAX_LENGTH, BATCH, HISTORY = 128, 32, 10
 Pairs = list[tuple[str, str]]
 
@@ -142,9 +146,11 @@ def in_turn(rounds: int, ours: Callable[[], object], theirs: Callable[[], object
     return {
         "ours_s": round(a, 3),
         "theirs_s": round(b, 3),
-        "ratio": round(statistics.median(ratios), 3),
-        "least": round(ratios[0], 3),
-        "greatest": round(ratios[-1], 3),
+        "ratio": {
+            "median": round(statistics.median(ratios), 3),
+            "low": round(ratios[0], 3),
+            "high": round(ratios[-1], 3),
+        },
     }
 
 
@@ -197,31 +203,32 @@ def run(rounds: int, n_pairs: int) -> dict[str, Any]:
         row["ours_pairs_a_second"] = round(row["pairs"] / row["ours_s"], 1)
         row["theirs_pairs_a_second"] = round(row["pairs"] / row["theirs_s"], 1)
     return {
-        "about": (__doc__ or "").strip(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cores": os.cpu_count(), "system": platform.system(), "processor": platform.machine()},
-        "threads": torch.get_num_threads(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],  # of the last 1, 5 and 15 minutes
-        "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
-        "rounds": rounds,
-        "largest_difference_of_scores": largest,
-        "difference_of_losses": loss_gap,
-        "rows": rows,
+        "inputs": {"ratings": load_movielens("100k").sha256},
+        "settings": {"rounds": rounds, "pairs": n_pairs, "threads": torch.get_num_threads()},
+        "values": {
+            "load_average": [round(load, 1) for load in os.getloadavg()],  # of the last 1, 5 and 15 minutes
+            "largest_difference_of_scores": largest,
+            "difference_of_losses": loss_gap,
+            "rows": rows,
+        },
     }
 
 
 def table(found: dict[str, Any]) -> str:
     """The run as text."""
+    values = found["values"]
     lines = [
-        f"{found['threads']} threads; scores differ by {found['largest_difference_of_scores']:.1e} at most, "
-        f"the losses of a batch by {found['difference_of_losses']:.1e}",
+        f"{found['settings']['threads']} threads; scores differ by "
+        f"{values['largest_difference_of_scores']:.1e} at most, the losses of a batch by "
+        f"{values['difference_of_losses']:.1e}",
         "pairs a second of processor time; ratio: above 1 ours is faster; median, then spread",
         f"{'':32}{'texts':>8}{'tokens':>8}{'ours':>9}{'theirs':>9}{'ratio':>7}  least to greatest",
     ]
     lines += [
         f"{row['of']:32}{row['texts']:>8}{row['tokens']:8.1f}{row['ours_pairs_a_second']:9.1f}"
-        f"{row['theirs_pairs_a_second']:9.1f}{row['ratio']:7.2f}  {row['least']:.2f} to {row['greatest']:.2f}"
-        for row in found["rows"]
+        f"{row['theirs_pairs_a_second']:9.1f}{row['ratio']['median']:7.2f}  "
+        f"{row['ratio']['low']:.2f} to {row['ratio']['high']:.2f}"
+        for row in values["rows"]
     ]
     return "\n".join(lines)
 
@@ -237,8 +244,15 @@ def main() -> None:
     found = run(arguments.rounds, arguments.pairs)
     print(table(found))
     if arguments.record:
-        with write_whole(arguments.record) as part:
-            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
+        write_run(
+            arguments.record,
+            about=__doc__ or "",
+            command=COMMAND,
+            device=f"cpu: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            versions=("torch", "transformers", "sentence-transformers"),
+            code=CODE,
+            **found,
+        )
 
 
 if __name__ == "__main__":

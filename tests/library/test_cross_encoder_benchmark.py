@@ -1,10 +1,11 @@
 """The benchmark of the cross-encoder at a tiny size, and its recorded run."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
+
+from recsys_lib.chapter.runs import RecordedRun, code_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "book" / "recorded" / "cross_encoder.json"
@@ -12,9 +13,9 @@ WORK = ("answering", "learning, theirs as they come", "learning, theirs of like 
 ROWS = {(work, texts) for work in WORK for texts in ("titles", "texts")}
 
 
-def alike(found) -> bool:
+def alike(values) -> bool:
     """Whether both sides computed the same."""
-    return found["largest_difference_of_scores"] <= 1e-5 and found["difference_of_losses"] <= 1e-5
+    return values["largest_difference_of_scores"] <= 1e-5 and values["difference_of_losses"] <= 1e-5
 
 
 @pytest.mark.slow
@@ -26,15 +27,19 @@ def test_the_benchmark_measures_both_on_the_same_work():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = module.run(rounds=1, n_pairs=6)
-    assert {(row["of"], row["texts"]) for row in found["rows"]} == ROWS
-    assert alike(found)
-    assert all(row["ours_s"] > 0 < row["theirs_s"] for row in found["rows"])
+    rows = found["values"]["rows"]
+    assert {(row["of"], row["texts"]) for row in rows} == ROWS
+    assert alike(found["values"])
+    assert all(row["ours_s"] > 0 < row["theirs_s"] for row in rows)
     assert "least to greatest" in module.table(found)
-    assert found.keys() == json.loads(RECORDED.read_text("utf8")).keys()
+    recorded = RecordedRun.read(RECORDED)
+    assert found["values"].keys() == recorded.values.keys()
+    assert found["settings"].keys() == recorded.settings.keys()
+    assert all(code_hash(name) for name in module.CODE)
 
 
 def test_the_recorded_run_is_of_equal_scores():
-    found = json.loads(RECORDED.read_text("utf8"))
-    assert {(row["of"], row["texts"]) for row in found["rows"]} == ROWS
-    assert alike(found)
-    assert found["rounds"] >= 5
+    found = RecordedRun.read(RECORDED)
+    assert {(row["of"], row["texts"]) for row in found.values["rows"]} == ROWS
+    assert alike(found.values)
+    assert found.settings["rounds"] >= 5
