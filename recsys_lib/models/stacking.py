@@ -317,5 +317,6 @@ class _Hidden(nn.Module):
 def _loss(scores: Tensor, there: Tensor, targets: Tensor) -> Tensor:
     """Each target against the candidates that are none: scores (U, C), (U, C) bool, (U, C) bool to ()."""
     row, column = targets.nonzero(as_tuple=True)  # (N,), (N,)
-    others = scores.masked_fill(~there | targets, -torch.inf)  # (U, C)
+    # A user's targets compete with the same others: one of the weight of all stands for them.
+    others = scores.masked_fill(~there | targets, -torch.inf).logsumexp(dim=1, keepdim=True)  # (U, 1)
     return sampled_softmax_loss(scores[row, column], others[row])
