@@ -16,7 +16,7 @@ from recsys_lib.devices import isolated_rng, seed_generator
 from recsys_lib.losses import softmax_loss
 from recsys_lib.models import BERT4Rec, MarkovChain, NotFittedError, SASRec, markov
 from recsys_lib.models.core import next_item
-from recsys_lib.models.core.sequence_encoder import SequenceEncoder
+from recsys_lib.models.core.sequence_encoder import QuickDropout, SequenceEncoder
 from recsys_lib.models.core.trained import validation_ndcg
 from recsys_lib.models.core.windows import by_length, cut_windows, shuffle_ties
 from recsys_lib.negatives import other_items
@@ -736,3 +736,30 @@ def test_more_shrinkage_is_nearer_to_popularity():
     for shrink in (0.0, -1.0):
         with pytest.raises(ValueError, match="shrink"):
             MarkovChain(shrink=shrink)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.7])
+def test_quick_dropout_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(500, 401, device="cpu", requires_grad=True)
+    y = QuickDropout(p)(x)
+    dropped = (y == 0).double()
+    spread = 4 * (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(dropped.mean().item() - p) < spread
+    # ... each by itself: a neighbor to the right or below is dropped no more often
+    for a, b in ((dropped[:, 1:], dropped[:, :-1]), (dropped[1:], dropped[:-1])):
+        assert abs((a * b).mean().item() - p**2) < 2 * spread
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - p)), rtol=1e-4, atol=0)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], y.detach())
+
+
+def test_quick_dropout_is_off_where_dropout_is_and_follows_the_seed():
+    x = torch.randn(7, 3, 5)
+    assert torch.equal(QuickDropout(0.5).eval()(x), x)
+    assert torch.equal(QuickDropout(0.0)(x), x)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(QuickDropout(0.5)(x))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

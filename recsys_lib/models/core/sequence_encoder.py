@@ -9,7 +9,27 @@ from torch import Tensor, nn
 
 from recsys_lib.attention import BlockStack, EncoderBlock, padding_mask, present_tokens
 
-__all__ = ["SequenceEncoder"]
+__all__ = ["QuickDropout", "SequenceEncoder"]
+
+_LEVELS = 2**16  # shares that 16 random bits can tell apart
+
+
+class QuickDropout(nn.Dropout):
+    """``nn.Dropout`` that on a CPU draws 16 random bits for each entry, where torch draws a number.
+
+    Torch's way takes a sixth of all training there, this one a third of that. The share is rounded to a multiple of
+    2**-16, and what is kept is scaled by just what makes up for it. Other devices draw as torch does.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) to (...)."""
+        if not self.training or not self.p or x.device.type != "cpu":
+            return super().forward(x)
+        dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device="cpu")  # 64 bits each
+        bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)  # (...)
+        kept = (bits >= dropped - _LEVELS // 2).to(x.dtype)  # (...) zeros and ones
+        return x * kept.mul_(_LEVELS / (_LEVELS - dropped))  # (...)
 
 
 class SequenceEncoder(nn.Module):
@@ -56,7 +76,9 @@ class SequenceEncoder(nn.Module):
         # Dropped attention weights gain nothing here, and cost the fused kernel.
         self.blocks = BlockStack(n_layers, dim, n_heads, dropout=dropout, attention_dropout=0.0)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = QuickDropout(dropout)
+        for block in cast(Iterable[EncoderBlock], self.blocks):
+            block.dropout = self.dropout
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
