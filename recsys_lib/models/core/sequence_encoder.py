@@ -17,8 +17,9 @@ _LEVELS = 2**16  # shares that 16 random bits can tell apart
 class QuickDropout(nn.Dropout):
     """``nn.Dropout`` that on a CPU draws 16 random bits for each entry, where torch draws a number.
 
-    Torch's way takes a sixth of all training there, this one a third of that. The share is rounded to a multiple of
-    2**-16, and what is kept is scaled by just what makes up for it. Other devices draw as torch does.
+    Torch's way takes a sixth of all training there, this one a third of that. The share is rounded to a
+    multiple of 2**-16, and what is kept is scaled by just what makes up for it. Other devices draw as torch
+    does.
     """
 
     def forward(self, x: Tensor) -> Tensor:
