@@ -147,6 +147,7 @@ class NextItemRecommender(TrainedRecommender[Interactions], HistoryReader):
             dropout=self.dropout,
             positions=self.positions,
             causal=self.causal,
+            quick_dropout=True,
         )
 
     def prepare(self, events: Interactions, generator: torch.Generator) -> Interactions:

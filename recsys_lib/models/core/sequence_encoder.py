@@ -56,6 +56,7 @@ class SequenceEncoder(nn.Module):
         dropout: share dropped in training: of the embeddings and of each sublayer's output.
         positions: whether events have positions at all.
         causal: whether an event sees only itself and what came before it.
+        quick_dropout: whether what is dropped is drawn by ``QuickDropout``.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class SequenceEncoder(nn.Module):
         dropout: float = 0.0,
         positions: bool = True,
         causal: bool = True,
+        quick_dropout: bool = False,
     ) -> None:
         super().__init__()
         self.causal = causal
@@ -77,9 +79,11 @@ class SequenceEncoder(nn.Module):
         # Dropped attention weights gain nothing here, and cost the fused kernel.
         self.blocks = BlockStack(n_layers, dim, n_heads, dropout=dropout, attention_dropout=0.0)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = QuickDropout(dropout)
-        for block in cast(Iterable[EncoderBlock], self.blocks):
-            block.dropout = self.dropout
+        self.dropout = nn.Dropout(dropout)
+        if quick_dropout:
+            self.dropout = QuickDropout(dropout)
+            for block in cast(Iterable[EncoderBlock], self.blocks):
+                block.dropout = self.dropout
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
