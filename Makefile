@@ -62,7 +62,7 @@ serve: ## show the built book on this machine
 
 # On this machine alone; RECSYS_API_KEY sets a key. A pipeline is what Pipeline.save_pretrained wrote.
 serve-api: env ## serve the saved pipeline PIPELINE as recommendations over HTTP
-	@[ -f "$(PIPELINE)/config.json" ] || { echo "there is no saved pipeline in $(PIPELINE); say where: make serve-api PIPELINE=folder" >&2; exit 1; }
+	@[ -f "$(PIPELINE)/config.json" ] || { echo "there is no saved pipeline in $(PIPELINE): chapter 6 saves one (make execute); or say where: make serve-api PIPELINE=folder" >&2; exit 1; }
 	@$(BIN)/python -m recsys_lib.serve "$(PIPELINE)" --port $(API_PORT)
 
 # Quick checks first, so that a mistake shows early; the last run covers every test there is.

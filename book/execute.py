@@ -352,6 +352,7 @@ class Run:
         settings = {
             **KERNEL_ENVIRONMENT,
             "RECSYS_RESULTS": str(folder / "results"),
+            "RECSYS_PIPELINE": str(self.layout.root / "_build" / "pipeline"),  # that `make serve-api` serves
             "IPYTHONDIR": str(folder / "ipython"),  # not the user's own start-up files
             # the library whose files were hashed is the one that runs
             "PYTHONPATH": os.pathsep.join(

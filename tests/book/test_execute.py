@@ -577,3 +577,13 @@ def test_a_lone_file_installs_the_library_and_runs(hosted, tmp_path, name):
     assert (tmp_path / "results" / f"{name}.json").exists()
     if name == "99_scoreboard":
         assert "No chapter has recorded a result" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_a_chapter_saves_its_pipeline_where_the_service_looks_for_it(tmp_path):
+    place = "import os\nfrom pathlib import Path\nplace = Path(os.environ['RECSYS_PIPELINE'])\n"
+    add(tmp_path, "01_a", place + "place.mkdir(parents=True); (place / 'config.json').write_text('{}')")
+    (tmp_path / "requirements.lock").write_text("torch==2.13.0\n")
+    run(tmp_path, check=0)
+    makefile = (ROOT / "Makefile").read_text()
+    served = re.search(r"^PIPELINE \?= (.+)$", makefile, flags=re.MULTILINE)[1]
+    assert (tmp_path / served / "config.json").is_file()
