@@ -1,6 +1,7 @@
 """The benchmark of the stacked ranker with one epoch, and its recorded run."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ RECORDED = ROOT / "book" / "recorded" / "stacking.json"
 def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark_stacking", ROOT / "benchmarks" / "stacking.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the types of a model's options are looked up
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules[spec.name]
 
 
 @pytest.mark.slow
