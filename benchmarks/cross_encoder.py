@@ -19,7 +19,6 @@ Usage::
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -248,7 +247,6 @@ def main() -> None:
             arguments.record,
             about=__doc__ or "",
             command=COMMAND,
-            device=f"cpu: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             versions=("torch", "transformers", "sentence-transformers"),
             code=CODE,
             **found,

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -194,7 +193,6 @@ def main() -> None:
             arguments.record,
             about=__doc__ or "",
             command=COMMAND,
-            device=f"cpu: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             versions=("torch", "fastapi", "uvicorn", "pydantic", "httpx"),
             code=CODE,
             **found,

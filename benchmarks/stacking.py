@@ -12,8 +12,6 @@ Usage::
 """
 
 import argparse
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -165,7 +163,6 @@ def main() -> None:
             arguments.record,
             about=__doc__ or "",
             command=COMMAND,
-            device=f"cpu: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             versions=("torch", "numpy"),
             code=CODE,
             **found,

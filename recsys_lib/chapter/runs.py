@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -209,7 +210,7 @@ def write_run(
     *,
     about: str,
     command: str,
-    device: str,
+    device: str | None = None,
     versions: Iterable[str],
     code: Iterable[str],
     inputs: Mapping[str, str],
@@ -223,7 +224,7 @@ def write_run(
         path: the file, such as ``book/recorded/retrieval.json``; its name is the run's.
         about: what was measured, and how: mostly the docstring of the script.
         command: what makes it again, typed in the repository's root.
-        device: the machine in words.
+        device: the machine in words; by default this one's processor, cores and system.
         versions: names of the packages that matter; Python's own version is added.
         code: what the values depend on, by the names that `code_hash` takes.
         inputs: hashes of what the run started from, by name.
@@ -244,6 +245,8 @@ def write_run(
         if found is None:
             raise RecordedRunError(f"there is no code {name!r} in {root}")
         hashes[name] = found
+    if device is None:
+        device = f"cpu: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
     run = RecordedRun(
         name=Path(path).stem,
         about=about.strip(),

@@ -293,3 +293,12 @@ def test_reading_one_needs_no_torch() -> None:
         [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_that_names_no_device_was_made_on_this_processor(tmp_path):
+    made = write_run(
+        tmp_path / "small.json", about="x", command="x", versions=(), code=(), inputs={}, values={"n": 1}
+    )
+    assert RecordedRun.read(tmp_path / "small.json").device == made.device
+    assert made.device.startswith("cpu: ")
+    assert "cores" in made.device
