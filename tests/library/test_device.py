@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsys_lib import losses, metrics, similarity
+from recsys_lib import calibration, list_losses, losses, metrics, similarity
 from recsys_lib.attention import (
     MultiHeadAttention,
     TransformerEncoder,
@@ -88,6 +88,36 @@ def test_other_losses(device):
     expected = losses.sampled_softmax_loss(positive, negative, log_q_negative=log_q)
     arguments = (positive.to(device), negative.to(device))
     close(losses.sampled_softmax_loss(*arguments, log_q_negative=log_q.to(device)), expected, device)
+
+
+@pytest.mark.parametrize("name", [name for name in list_losses.__all__ if name != "listmle_loss"])
+def test_losses_of_lists(device, name):
+    loss = getattr(list_losses, name)
+    scores, gains, present = randn(6, 5), randint(4, 6, 5), randint(3, 6, 5, seed=1) > 0
+    found = loss(scores.to(device), gains.to(device), present.to(device))
+    close(found, loss(scores, gains, present), device)
+
+
+def test_the_likelihood_of_an_order(device):
+    scores, order = randn(6, 5), randn(6, 5, seed=1).argsort(dim=1)
+    order[:, -1] = -1
+    found = list_losses.listmle_loss(scores.to(device), order.to(device))
+    close(found, list_losses.listmle_loss(scores, order), device)
+
+
+def test_calibration(device):
+    logits, labels = 3 * randn(200), randint(2, 200, seed=1)
+    p = logits.sigmoid()
+    for measure in (
+        calibration.log_loss,
+        calibration.brier_score,
+        calibration.expected_calibration_error,
+    ):
+        found = measure(p.to(device), labels.to(device)).cpu().double()
+        torch.testing.assert_close(found, measure(p, labels), rtol=1e-4, atol=1e-6)
+    labels = (logits + 2 * randn(200, seed=2) > 0).long()
+    found = calibration.temperature_of(logits.to(device), labels.to(device))
+    assert found == pytest.approx(calibration.temperature_of(logits, labels), rel=1e-3)
 
 
 def test_lists_and_ties_are_the_same_on_every_device(device):
