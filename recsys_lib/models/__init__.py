@@ -1,5 +1,6 @@
 """The models, one a file, all behind :class:`recsys_lib.models.core.contract.Recommender`."""
 
+from recsys_lib.models.autoencoder import MultDAE, MultVAE
 from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.blend import Blend
@@ -29,6 +30,8 @@ __all__ = [
     "LinearListwise",
     "MarkovChain",
     "MatrixFactorization",
+    "MultDAE",
+    "MultVAE",
     "NotFittedError",
     "PairNetwork",
     "Popularity",

@@ -42,6 +42,8 @@ from recsys_lib.models import (
     LinearListwise,
     MarkovChain,
     MatrixFactorization,
+    MultDAE,
+    MultVAE,
     NotFittedError,
     PairNetwork,
     Popularity,
@@ -129,6 +131,24 @@ CASES = {
         lambda texts: EASE(recency=0.5),
         binary=True,
         cold="zero",
+    ),
+    "MultDAE": Case(
+        lambda texts: MultDAE(dim=8, epochs=60, learning_rate=0.02),
+        lambda texts: MultDAE(dim=32, epochs=20, learning_rate=0.005),
+        binary=True,
+        cold="same",
+    ),
+    "MultVAE": Case(
+        lambda texts: MultVAE(dim=8, hidden=16, epochs=80, learning_rate=0.02, anneal_steps=40),
+        lambda texts: MultVAE(dim=32, hidden=128, epochs=20, learning_rate=0.005, anneal_steps=100),
+        binary=True,
+        cold="same",
+    ),
+    "MultVAERecent": Case(
+        lambda texts: MultVAE(dim=8, hidden=16, epochs=80, learning_rate=0.02, recency=0.3, beta=0.05),
+        lambda texts: MultVAE(dim=32, hidden=128, epochs=12, learning_rate=0.005, recency=0.3),
+        binary=True,
+        cold="same",
     ),
     "BiasedMF": Case(lambda texts: BiasedMF(dim=3), lambda texts: BiasedMF(), cold="same", ratings=True),
     "BiasedMFFeatures": Case(

@@ -229,6 +229,27 @@ class RecencyWeighted(HistoryReader):
             TypeError, ValueError, IndexError: histories that are no lists of known items, or timestamps that
                 do not match them.
         """
+        crow, items, weights, device = self._read(histories, timestamps, "score_histories")
+        scores = self._score_histories(crow, items, weights)  # (B, n_items)
+        return scores.to(device=device, dtype=torch.float32)
+
+    def _read(
+        self,
+        histories: Sequence[Tensor | Sequence[int]],
+        timestamps: Sequence[Tensor | Sequence[int]] | None,
+        method: str,
+    ) -> tuple[Tensor, Tensor, Tensor, torch.device]:
+        """Histories, checked, as the model keeps its own.
+
+        Args:
+            histories: as for ``score_histories``.
+            timestamps: as for ``score_histories``.
+            method: that was called, for the errors.
+
+        Returns:
+            crow (B + 1,) int64, distinct items (E,) int64 and their weights (E,) float32 on the model's
+            device; and the device that the answer belongs on.
+        """
         self._check_fitted()
         items, lengths = check_histories(histories, self.n_items, self.device)  # (E,), (B,)
         if timestamps is None:
@@ -243,15 +264,13 @@ class RecencyWeighted(HistoryReader):
                 raise ValueError("timestamps must have one entry for each item of each history")
             given = [torch.as_tensor(t, device=items.device) for t in timestamps]
             filled = [t for t in given if len(t)]  # an empty list has no type of its own
-            where = f"{type(self).__name__}.score_histories"
+            where = f"{type(self).__name__}.{method}"
             times = check_seconds(torch.cat(filled), where) if filled else items[:0]  # (E,)
         row = row_of_each(offsets(lengths))  # (E,)
         events = distinct_events(row, items, times, len(lengths), self.n_items)
         weights = recency_weights(events, self.recency, self.half_life_days)  # (E',)
-        scores = self._score_histories(
-            events.crow.to(self.device), events.items.to(self.device), weights.to(self.device)
-        )  # (B, n_items)
-        return scores.to(device=items.device, dtype=torch.float32)
+        to = self.device
+        return events.crow.to(to), events.items.to(to), weights.to(to), items.device
 
 
 def with_times(ask: Callable[..., Any], *given: Any, timestamps: Sequence[Any] | None) -> Any:
