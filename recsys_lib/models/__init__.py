@@ -1,5 +1,6 @@
 """The models, one a file, all behind :class:`recsys_lib.models.core.contract.Recommender`."""
 
+from recsys_lib.models.als import ALS
 from recsys_lib.models.autoencoder import MultDAE, MultVAE
 from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
@@ -19,6 +20,7 @@ from recsys_lib.models.stacking import StackedLinear, StackedNetwork
 from recsys_lib.models.two_tower import TwoTower
 
 __all__ = [
+    "ALS",
     "BPR",
     "EASE",
     "BERT4Rec",

@@ -31,6 +31,7 @@ from recsys_lib import models
 from recsys_lib.data import Interactions, leave_last_out
 from recsys_lib.evaluation import evaluate
 from recsys_lib.models import (
+    ALS,
     BPR,
     EASE,
     BERT4Rec,
@@ -129,6 +130,13 @@ CASES = {
     "EASERecent": Case(
         lambda texts: EASE(l2=5.0, recency=0.5, half_life_days=1000.0),
         lambda texts: EASE(recency=0.5),
+        binary=True,
+        cold="zero",
+    ),
+    "ALS": Case(lambda texts: ALS(dim=4, alpha=0.1), lambda texts: ALS(dim=32), binary=True, cold="zero"),
+    "ALSRecent": Case(
+        lambda texts: ALS(dim=4, alpha=0.1, recency=0.3),
+        lambda texts: ALS(dim=32, recency=0.3),
         binary=True,
         cold="zero",
     ),
