@@ -2,6 +2,7 @@
 
 from recsys_lib.models.als import ALS
 from recsys_lib.models.autoencoder import MultDAE, MultVAE
+from recsys_lib.models.autorec import AutoRec
 from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.blend import Blend
@@ -23,6 +24,7 @@ __all__ = [
     "ALS",
     "BPR",
     "EASE",
+    "AutoRec",
     "BERT4Rec",
     "BiasedMF",
     "Blend",

@@ -34,6 +34,7 @@ from recsys_lib.models import (
     ALS,
     BPR,
     EASE,
+    AutoRec,
     BERT4Rec,
     BiasedMF,
     Blend,
@@ -139,6 +140,9 @@ CASES = {
         lambda texts: ALS(dim=32, recency=0.3),
         binary=True,
         cold="zero",
+    ),
+    "AutoRec": Case(
+        lambda texts: AutoRec(dim=4, epochs=200, learning_rate=0.02), lambda texts: AutoRec(), ratings=True
     ),
     "MultDAE": Case(
         lambda texts: MultDAE(dim=8, epochs=60, learning_rate=0.02),
