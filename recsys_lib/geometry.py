@@ -1,0 +1,289 @@
+"""The shape of a cloud of vectors: how narrow its cone is, its axes, and what can be left out of it.
+
+Vectors of language models point in similar directions, so that any two texts seem alike. Here is how that is
+measured, how it is undone (centering, whitening, removing the top components), and how vectors are made
+smaller (fewer dimensions, a byte or a bit each). Hubs are in ``similarity.hubness``.
+
+All functions take rows (N, d) and compute in float64; results are in the type of the input, on its device. A
+vector that holds NaN or infinity is refused, and the error names its row.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from recsys_lib.arguments import refuse_not_finite, whole_number
+from recsys_lib.similarity import normalize
+
+__all__ = [
+    "Quantized",
+    "Whitening",
+    "all_but_the_top",
+    "explained_variance",
+    "mean_cosine",
+    "quantized",
+    "truncated",
+]
+
+
+def mean_cosine(x: Tensor) -> float:
+    """The anisotropy: the mean cosine of all pairs of distinct rows, exactly, without making the pairs.
+
+    With unit vectors u_i, of which n are not zero, the sum over pairs is that of the whole square without its
+    diagonal:
+
+        (|sum_i u_i|^2 - n) / (N (N - 1))
+
+    About 0 where directions are spread evenly, 1 where all vectors point the same way, and never below
+    -1 / (N - 1). As in ``similarity.cosine``, a zero vector has cosine 0 with everything. Ethayarajh (2019),
+    How Contextual are Contextualized Word Representations?, section 3.3, with all pairs in place of a sample.
+
+    Args:
+        x: (N, d), two rows or more.
+
+    Raises:
+        ValueError: for other shapes, or NaN or infinity.
+    """
+    x = _rows(x, "x", at_least=2)
+    unit = normalize(x)  # (N, d)
+    n = len(unit)
+    return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / (n * (n - 1)))
+
+
+def explained_variance(x: Tensor) -> Tensor:
+    """The share of the variance along each principal axis, largest first: (d,), sums to 1.
+
+    Args:
+        x: (N, d), two rows or more.
+
+    Returns:
+        (d,); all zero where all rows are equal.
+    """
+    variance = Whitening.fit(x).variance  # (d,)
+    total = variance.sum()
+    return (variance / torch.where(total > 0, total, 1)).to(_type(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """A map that centers vectors, turns them to their principal axes, and evens out how much they vary.
+
+        z_f = (x - mean) . v_f * variance_f^(-power / 2)
+
+    With power 1 every axis varies alike and none is correlated with another; with 0.5, half-whitened, axes
+    keep a part of their weight: what varies most is often what matters most, and the last axes are often
+    noise. With power 0 the vectors are only centered and turned: cosines are those of centered vectors. Su,
+    Cao, Liu and Ou (2021), Whitening Sentence Representations for Better Semantics and Faster Retrieval,
+    equation 7 (power 1).
+
+    Axes along which nothing varies, as where vectors are fewer than dimensions, have a factor of 0: they come
+    out as 0 rather than as noise.
+
+    Attributes:
+        mean: (d,) float64.
+        axes: (d, k) float64, the kept principal axes, those of the largest variance first.
+        variance: (k,) float64, along them; 0 where it is no more than rounding.
+        power: how much of it is evened out, from 0 to 1.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
+    power: float
+
+    @classmethod
+    def fit(cls, x: Tensor, power: float = 1.0, dims: int | None = None, drop: int = 0) -> Self:
+        """Finds mean and axes.
+
+        Args:
+            x: (N, d) vectors, such as of all items; two or more.
+            power: how much of the variance is evened out: 1 whitens, 0 centers alone.
+            dims: axes kept, of those that are not dropped; all by default.
+            drop: top axes that are removed, as ``all_but_the_top`` does.
+
+        Raises:
+            TypeError: ``dims`` or ``drop`` is no whole number.
+            ValueError: for other shapes, NaN or infinity, or a number out of range.
+        """
+        given = _type(x)
+        x = _rows(x, "x", at_least=2)
+        if not 0 <= power <= 1:
+            raise ValueError(f"power must be from 0 (center) to 1 (whiten), got {power}")
+        n, d = x.shape
+        drop = whole_number(drop, "drop", at_least=0)
+        dims = d - drop if dims is None else whole_number(dims, "dims", at_least=1)
+        if not 1 <= dims <= d - drop:
+            raise ValueError(f"dims must be from 1 to {d - drop}, got {dims} of {d} with {drop} dropped")
+        mean = x.mean(dim=0)  # (d,)
+        centered = x - mean  # (N, d)
+        variance, axes = torch.linalg.eigh(centered.mT @ centered / n)  # (d,), (d, d), smallest first
+        variance, axes = variance.flip(0), axes.flip(1)
+        # What the input's own rounding makes vary, and that of the decomposition, is nothing.
+        rounding = (4 * torch.finfo(given).eps) ** 2 * x.square().sum(dim=1).mean()  # ()
+        least = torch.maximum(rounding, d * torch.finfo(x.dtype).eps * variance[0])  # ()
+        variance = torch.where(variance > least, variance, 0)
+        # An axis has no direction of its own; the sign of its largest entry settles one.
+        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, d)
+        axes = axes * torch.where(largest < 0, -1.0, 1.0).to(axes.dtype)
+        kept = slice(drop, drop + dims)
+        return cls(mean, axes[:, kept].contiguous(), variance[kept], float(power))
+
+    @property
+    def factors(self) -> Tensor:
+        """(k,) what each axis is multiplied with."""
+        varies = self.variance > 0  # (k,)
+        scale = torch.where(varies, self.variance, 1) ** (-self.power / 2)  # (k,)
+        return torch.where(varies, scale, 0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps vectors (N, d), those of ``fit`` or new ones: (N, k)."""
+        given, device = _type(x), x.device
+        rows = _rows(x, "x")
+        if rows.shape[1] != len(self.mean):
+            raise ValueError(f"x must be (N, {len(self.mean)}), got {tuple(x.shape)}")
+        rows = (rows.to(self.mean.device) - self.mean) @ (self.axes * self.factors)  # (N, k)
+        return rows.to(dtype=given).to(device)
+
+
+def all_but_the_top(x: Tensor, k: int | None = None) -> Tensor:
+    """Vectors without their mean and without their k top principal components.
+
+        x - mean - sum over f <= k of ((x - mean) . v_f) v_f
+
+    The directions that all vectors share say little of what each means; in word vectors they say how frequent
+    the word is. Mu and Viswanath (2018), All-but-the-Top: Simple and Effective Postprocessing for Word
+    Representations, algorithm 1, which advises d / 100 components.
+
+    Args:
+        x: (N, d), two rows or more.
+        k: components to remove, from 0 to d; by default d / 100, rounded, and one at least.
+
+    Returns:
+        (N, d), in the axes of the input.
+    """
+    given, device = _type(x), x.device
+    d = x.shape[-1] if x.ndim else 0
+    k = max(1, round(d / 100)) if k is None else whole_number(k, "k", at_least=0)
+    if k > d:
+        raise ValueError(f"k must be from 0 to {d}, the dimensions; got {k}")
+    rows = _rows(x, "x", at_least=2)
+    whitening = Whitening.fit(x, power=0)
+    centered = rows - whitening.mean  # (N, d)
+    top = whitening.axes[:, :k]  # (d, k)
+    return (centered - (centered @ top) @ top.mT).to(dtype=given).to(device)
+
+
+def truncated(x: Tensor, dims: int) -> Tensor:
+    """The first dimensions of each vector, scaled to length 1.
+
+    Encoders that were trained for it put the most important dimensions first; in others the first are as good
+    as any. Kusupati et al. (2022), Matryoshka Representation Learning. To keep the *principal* axes instead,
+    take ``Whitening.fit(x, power=0, dims=dims)``.
+
+    Args:
+        x: (N, d).
+        dims: from 1 to d.
+
+    Returns:
+        (N, dims). A row of zeros stays one.
+    """
+    _rows(x, "x")
+    dims = whole_number(dims, "dims", at_least=1)
+    if dims > x.shape[1]:
+        raise ValueError(f"dims must be from 1 to {x.shape[1]}, got {dims}")
+    return normalize(x[:, :dims])
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Vectors in a byte or a bit for each dimension.
+
+    Attributes:
+        codes: with 8 bits (N, d) int8; with one (N, ceil(d / 8)) uint8, eight dimensions a byte, the first in
+            the highest bit.
+        center: (d,) float32, what a code of 0, or the middle of the two bits, stands for.
+        scale: (d,) float32, what a step of the code is worth: one for each dimension.
+        bits: 8 or 1.
+    """
+
+    codes: Tensor
+    center: Tensor
+    scale: Tensor
+    bits: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the codes; center and scale take 8 d bytes more, however many vectors there are."""
+        return self.codes.numel()
+
+    def vectors(self) -> Tensor:
+        """What the codes stand for: (N, d) float32, near the vectors they were made from."""
+        if self.bits == 8:
+            return self.center + self.codes * self.scale  # (N, d)
+        places = 1 << torch.arange(7, -1, -1, device=self.codes.device)  # (8,)
+        set_ = (self.codes.long()[:, :, None] & places) > 0  # (N, ceil(d / 8), 8)
+        signs = set_.flatten(1)[:, : len(self.scale)] * 2.0 - 1.0  # (N, d)
+        return self.center + signs * self.scale
+
+    def encode(self, x: Tensor) -> "Quantized":
+        """New vectors (M, d) by the same center and scale; what lies outside goes to the end."""
+        rows = _rows(x, "x")
+        if rows.shape[1] != len(self.scale):
+            raise ValueError(f"x must be (N, {len(self.scale)}), got {tuple(x.shape)}")
+        codes = _codes(rows.to(self.center.device), self.center, self.scale, self.bits)
+        return Quantized(codes, self.center, self.scale, self.bits)
+
+
+def quantized(x: Tensor, bits: int = 8) -> Quantized:
+    """Vectors in a quarter, or a thirty-second, of the memory.
+
+    With 8 bits each dimension is cut into 255 even steps from its lowest to its highest value, so the error
+    is at most half a step. With one bit a dimension is either above its mean or not, and stands for the mean
+    plus or minus the mean distance from it, which is the best value for both signs.
+
+    Args:
+        x: (N, d), a row or more.
+        bits: 8 or 1.
+
+    Raises:
+        ValueError: for other shapes or bits, or NaN or infinity.
+    """
+    if bits not in (1, 8):
+        raise ValueError(f"bits must be 8 or 1, got {bits!r}")
+    rows = _rows(x, "x", at_least=1)
+    if bits == 8:
+        low, high = rows.amin(dim=0), rows.amax(dim=0)  # (d,)
+        center, scale = (low + high) / 2, (high - low) / 254  # (d,)
+    else:
+        center = rows.mean(dim=0)  # (d,)
+        scale = (rows - center).abs().mean(dim=0)  # (d,)
+    center, scale = (part.float().to(x.device) for part in (center, scale))
+    return Quantized(_codes(rows.to(x.device), center, scale, bits), center, scale, bits)
+
+
+def _codes(rows: Tensor, center: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The codes of rows (N, d), see ``Quantized``."""
+    centered = rows - center  # (N, d)
+    if bits == 8:
+        steps = centered / torch.where(scale > 0, scale, 1)  # (N, d)
+        return steps.round().clamp(-127, 127).to(torch.int8)
+    n, d = centered.shape
+    above = torch.nn.functional.pad((centered > 0).long(), (0, -d % 8))  # (N, 8 ceil(d / 8))
+    places = 1 << torch.arange(7, -1, -1, device=rows.device)  # (8,)
+    return (above.view(n, -1, 8) * places).sum(dim=2).to(torch.uint8)
+
+
+def _type(x: Tensor) -> torch.dtype:
+    """The type of results."""
+    return x.dtype if x.is_floating_point() else torch.float32
+
+
+def _rows(x: Tensor, name: str, at_least: int = 0) -> Tensor:
+    """Checked rows (N, d) in float64; where a device has none, on the CPU."""
+    if x.ndim != 2 or not x.shape[1] or len(x) < at_least:
+        rows = f"N of {at_least} or more" if at_least else "N rows"
+        raise ValueError(f"{name} must be (N, d), {rows}; got shape {tuple(x.shape)}")
+    refuse_not_finite(x, name)
+    return x.detach().to("cpu" if x.device.type == "mps" else x.device).double()
