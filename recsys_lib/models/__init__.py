@@ -18,6 +18,7 @@ from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
 from recsys_lib.models.sasrec import SASRec
 from recsys_lib.models.stacking import StackedLinear, StackedNetwork
+from recsys_lib.models.text_profile import TextProfile
 from recsys_lib.models.two_tower import TwoTower
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "SASRec",
     "StackedLinear",
     "StackedNetwork",
+    "TextProfile",
     "TfidfContent",
     "TwoTower",
     "UserKNN",

@@ -53,6 +53,7 @@ from recsys_lib.models import (
     SASRec,
     StackedLinear,
     StackedNetwork,
+    TextProfile,
     TfidfContent,
     TwoTower,
     UserKNN,
@@ -127,6 +128,17 @@ CASES = {
     "ItemKNNRecent": Case(lambda texts: ItemKNN(recency=0.5), binary=True, cold="zero"),
     "UserKNN": Case(lambda texts: UserKNN(), binary=True, cold="zero"),
     "TfidfContent": Case(lambda texts: TfidfContent(texts), binary=True, cold="zero"),
+    "TextProfile": Case(lambda texts: TextProfile(words(texts)), binary=True, cold="zero"),
+    "TextProfileAttention": Case(
+        lambda texts: TextProfile(words(texts), profile="attention", recency=0.5, whitening=None),
+        binary=True,
+        cold="zero",
+    ),
+    "TextProfileMax": Case(
+        lambda texts: TextProfile(words(texts), profile="max", similarity="dot", whitening=0.0),
+        binary=True,
+        cold="zero",
+    ),
     "EASE": Case(lambda texts: EASE(l2=5.0), lambda texts: EASE(), binary=True, cold="zero"),
     "EASERecent": Case(
         lambda texts: EASE(l2=5.0, recency=0.5, half_life_days=1000.0),
@@ -748,8 +760,8 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
-        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline, CrossEncoder,
-        LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork
+        ItemKNN, TfidfContent, TextProfile, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline,
+        CrossEncoder, LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork
     }  # fmt: skip
 
 
