@@ -20,6 +20,7 @@ from recsys_lib.models.sasrec import SASRec
 from recsys_lib.models.stacking import StackedLinear, StackedNetwork
 from recsys_lib.models.text_profile import TextProfile
 from recsys_lib.models.two_tower import TwoTower
+from recsys_lib.models.user_as_text import UserAsText
 
 __all__ = [
     "ALS",
@@ -47,5 +48,6 @@ __all__ = [
     "TextProfile",
     "TfidfContent",
     "TwoTower",
+    "UserAsText",
     "UserKNN",
 ]

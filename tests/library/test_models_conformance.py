@@ -56,9 +56,10 @@ from recsys_lib.models import (
     TextProfile,
     TfidfContent,
     TwoTower,
+    UserAsText,
     UserKNN,
 )
-from recsys_lib.models.content import term_counts
+from recsys_lib.models.content import term_counts, tokenize
 from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 from recsys_lib.pipeline import Pipeline
 
@@ -107,6 +108,24 @@ def two_tower(**options: Any) -> TwoTower:
     return TwoTower(**{"dim": 8, "epochs": 20, "batch_size": 64, "temperature": 1.0} | options)
 
 
+class Words:
+    """Which of the texts' words a text has."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.place = {word: place for place, word in enumerate(term_counts(texts, min_count=2)[1])}
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        found = torch.zeros(len(texts), len(self.place), device="cpu")
+        for row, text in enumerate(texts):
+            found[row, [self.place[word] for word in tokenize(text) if word in self.place]] = 1.0
+        return found
+
+
+def user_as_text(texts: list[str]) -> UserAsText:
+    """One on a very small encoder with random weights, which tells apart the two words that matter."""
+    return UserAsText(texts, whitening=0.0, text_model=small_bert(("thunder", "meadow", ";")))
+
+
 def cross_encoder(texts: list[str], **options: Any) -> CrossEncoder:
     """One on a very small encoder with random weights, which knows the words of the checkerboard.
 
@@ -138,6 +157,9 @@ CASES = {
         lambda texts: TextProfile(words(texts), profile="max", similarity="dot", whitening=0.0),
         binary=True,
         cold="zero",
+    ),
+    "UserAsText": Case(
+        user_as_text, lambda texts: UserAsText(texts, whitening=0.0, encoder=Words(texts)), cold="zero"
     ),
     "EASE": Case(lambda texts: EASE(l2=5.0), lambda texts: EASE(), binary=True, cold="zero"),
     "EASERecent": Case(
@@ -752,7 +774,7 @@ READERS = [name for name, case in CASES.items() if reads(case.make(TEXTS))]
 
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
     """(n_users, n_items): scores from histories that are handed over."""
-    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder):
+    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder | UserAsText):
         return model.score_histories(inter.histories())
     times = inter.timestamps.split(inter.user_counts().tolist())
     return model.score_histories(inter.histories(), times)
@@ -761,7 +783,7 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
         ItemKNN, TfidfContent, TextProfile, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline,
-        CrossEncoder, LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork
+        CrossEncoder, UserAsText, LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork
     }  # fmt: skip
 
 
