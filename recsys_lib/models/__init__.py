@@ -6,6 +6,7 @@ from recsys_lib.models.autorec import AutoRec
 from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.blend import Blend
+from recsys_lib.models.collective_ease import CollectiveEASE
 from recsys_lib.models.content import TfidfContent
 from recsys_lib.models.core.contract import NotFittedError, Recommender
 from recsys_lib.models.core.histories import HistoryReader
@@ -30,6 +31,7 @@ __all__ = [
     "BERT4Rec",
     "BiasedMF",
     "Blend",
+    "CollectiveEASE",
     "CrossEncoder",
     "HistoryReader",
     "ItemKNN",

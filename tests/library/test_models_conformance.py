@@ -38,6 +38,7 @@ from recsys_lib.models import (
     BERT4Rec,
     BiasedMF,
     Blend,
+    CollectiveEASE,
     CrossEncoder,
     HistoryReader,
     ItemKNN,
@@ -195,6 +196,12 @@ CASES = {
         lambda texts: MultVAE(dim=32, hidden=128, epochs=12, learning_rate=0.005, recency=0.3),
         binary=True,
         cold="same",
+    ),
+    "CollectiveEASE": Case(
+        lambda texts: CollectiveEASE(l2=5.0, item_features=features(texts)),
+        lambda texts: CollectiveEASE(item_features=words(texts)),
+        binary=True,
+        cold="zero",
     ),
     "BiasedMF": Case(lambda texts: BiasedMF(dim=3), lambda texts: BiasedMF(), cold="same", ratings=True),
     "BiasedMFFeatures": Case(
@@ -783,7 +790,8 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
         ItemKNN, TfidfContent, TextProfile, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline,
-        CrossEncoder, UserAsText, LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork
+        CrossEncoder, UserAsText, CollectiveEASE, LinearListwise, PairNetwork, Blend,
+        StackedLinear, StackedNetwork
     }  # fmt: skip
 
 
