@@ -516,7 +516,7 @@ class ColdItems:
             fame: the name of the second.
         """
         # Equal scores are in a random order, another one for each person; see ``ranking.rank_topk``.
-        self.add(chance, lambda draw: torch.zeros(self.positives.n_items))
+        self.add(chance, lambda draw: torch.zeros(self.positives.n_items, device="cpu"))
         return self.add(fame, lambda draw: draw.held_out.item_counts().float())
 
     def build(self, name: str, draw: Draw | int = 0, **changes: Any) -> Any:

@@ -38,7 +38,7 @@ def mean_cosine(x: Tensor) -> float:
 
     About 0 where directions are spread evenly, 1 where all vectors point the same way, and never below
     -1 / (N - 1). As in ``similarity.cosine``, a zero vector has cosine 0 with everything. Ethayarajh (2019),
-    How Contextual are Contextualized Word Representations?, section 3.3, with all pairs in place of a sample.
+    How Contextual are Contextualized Word Representations?, takes a sample of pairs; these are all.
 
     Args:
         x: (N, d), two rows or more.
@@ -75,8 +75,8 @@ class Whitening:
     With power 1 every axis varies alike and none is correlated with another; with 0.5, half-whitened, axes
     keep a part of their weight: what varies most is often what matters most, and the last axes are often
     noise. With power 0 the vectors are only centered and turned: cosines are those of centered vectors. Su,
-    Cao, Liu and Ou (2021), Whitening Sentence Representations for Better Semantics and Faster Retrieval,
-    equation 7 (power 1).
+    Cao, Liu and Ou (2021), Whitening Sentence Representations for Better Semantics and Faster Retrieval, has
+    power 1.
 
     Axes along which nothing varies, as where vectors are fewer than dimensions, have a factor of 0: they come
     out as 0 rather than as noise.

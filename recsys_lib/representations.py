@@ -146,8 +146,8 @@ def compare_representations(
             raise ValueError(f"{name!r} must be ({positives.n_items}, D), got {tuple(given.shape)}")
         refuse_not_finite(given, repr(name), "item")
     widest = max(given.shape[1] for given in vectors.values())
-    generator = torch.Generator().manual_seed(seed)
-    chance = torch.randn(positives.n_items, widest, generator=generator)  # (n_items, D)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    chance = torch.randn(positives.n_items, widest, generator=generator, device="cpu")  # (n_items, D)
     make: dict[str, Callable[[], Recommender]] = {
         name: partial(model, given) for name, given in [*vectors.items(), (CONTROL, chance)]
     }

@@ -29,7 +29,7 @@ class CollectiveEASE(EASE):
     should count alike. Without features, or with weight 0, the model is EASE.
 
     Source: Jeunen, Van Balen, Goethals 2020, "Closed-Form Models for Collaborative Filtering with
-    Side-Information", section 3 (collective EASE, with one weight for all features).
+    Side-Information" (the collective form, with one weight for all features).
     """
 
     weight: float = option("how much a feature counts beside a user", default=1.0, at_least=0)
