@@ -13,6 +13,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recsys_lib.arguments import refuse_not_finite, whole_number
 from recsys_lib.similarity import normalize
@@ -61,7 +62,7 @@ def explained_variance(x: Tensor) -> Tensor:
     Returns:
         (d,); all zero where all rows are equal.
     """
-    variance = Whitening.fit(x).variance  # (d,)
+    variance = Whitening.fit(x, dims=x.shape[-1] if x.ndim else None).variance  # (d,)
     total = variance.sum()
     return (variance / torch.where(total > 0, total, 1)).to(_type(x))
 
@@ -83,7 +84,8 @@ class Whitening:
 
     Attributes:
         mean: (d,) float64.
-        axes: (d, k) float64, the kept principal axes, those of the largest variance first.
+        axes: (d, k) float64, the kept principal axes, those of the largest variance first; a zero where
+            there is no variance left, if vectors are fewer than dimensions.
         variance: (k,) float64, along them; 0 where it is no more than rounding.
         power: how much of it is evened out, from 0 to 1.
     """
@@ -100,7 +102,7 @@ class Whitening:
         Args:
             x: (N, d) vectors, such as of all items; two or more.
             power: how much of the variance is evened out: 1 whitens, 0 centers alone.
-            dims: axes kept, of those that are not dropped; all by default.
+            dims: axes kept, of those that are not dropped; by default all, or as many as there are vectors.
             drop: top axes that are removed, as ``all_but_the_top`` does.
 
         Raises:
@@ -113,20 +115,30 @@ class Whitening:
             raise ValueError(f"power must be from 0 (center) to 1 (whiten), got {power}")
         n, d = x.shape
         drop = whole_number(drop, "drop", at_least=0)
-        dims = d - drop if dims is None else whole_number(dims, "dims", at_least=1)
-        if not 1 <= dims <= d - drop:
-            raise ValueError(f"dims must be from 1 to {d - drop}, got {dims} of {d} with {drop} dropped")
+        most = d - drop
+        dims = min(most, max(1, n - drop)) if dims is None else whole_number(dims, "dims", at_least=1)
+        if not 1 <= dims <= most:
+            raise ValueError(f"dims must be from 1 to {most}, got {dims} of {d} with {drop} dropped")
         mean = x.mean(dim=0)  # (d,)
         centered = x - mean  # (N, d)
-        variance, axes = torch.linalg.eigh(centered.mT @ centered / n)  # (d,), (d, d), smallest first
+        # Of X'X and XX' the smaller one is taken apart. Vectors have no more axes than they are, and the axis
+        # that belongs to the vector u of XX' is X' u / sqrt(N variance).
+        few = n < d
+        product = centered @ centered.mT if few else centered.mT @ centered  # (m, m)
+        variance, axes = torch.linalg.eigh(product / n)  # (m,), (m, m), smallest first
         variance, axes = variance.flip(0), axes.flip(1)
         # What the input's own rounding makes vary, and that of the decomposition, is nothing.
         rounding = (4 * torch.finfo(given).eps) ** 2 * x.square().sum(dim=1).mean()  # ()
         least = torch.maximum(rounding, d * torch.finfo(x.dtype).eps * variance[0])  # ()
         variance = torch.where(variance > least, variance, 0)
+        if few:
+            length = torch.where(variance > 0, n * variance, 1).sqrt()  # (m,)
+            axes = centered.mT @ axes * (variance > 0) / length  # (d, m)
         # An axis has no direction of its own; the sign of its largest entry settles one.
-        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, d)
+        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, m)
         axes = axes * torch.where(largest < 0, -1.0, 1.0).to(axes.dtype)
+        missing = max(0, drop + dims - len(variance))
+        axes, variance = functional.pad(axes, (0, missing)), functional.pad(variance, (0, missing))
         kept = slice(drop, drop + dims)
         return cls(mean, axes[:, kept].contiguous(), variance[kept], float(power))
 
@@ -270,7 +282,7 @@ def _codes(rows: Tensor, center: Tensor, scale: Tensor, bits: int) -> Tensor:
         steps = centered / torch.where(scale > 0, scale, 1)  # (N, d)
         return steps.round().clamp(-127, 127).to(torch.int8)
     n, d = centered.shape
-    above = torch.nn.functional.pad((centered > 0).long(), (0, -d % 8))  # (N, 8 ceil(d / 8))
+    above = functional.pad((centered > 0).long(), (0, -d % 8))  # (N, 8 ceil(d / 8))
     places = 1 << torch.arange(7, -1, -1, device=rows.device)  # (8,)
     return (above.view(n, -1, 8) * places).sum(dim=2).to(torch.uint8)
 

@@ -102,7 +102,8 @@ def test_new_vectors_are_mapped_by_what_was_fitted():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_axes_that_do_not_vary_come_out_as_zero(dtype):
     few = cloud(4, 9).to(dtype)  # three axes at most
-    z = Whitening.fit(few)(few)
+    assert Whitening.fit(few)(few).shape == (4, 4)
+    z = Whitening.fit(few, dims=9)(few)
     assert z.dtype == dtype
     assert z.isfinite().all()
     assert (z[:, 3:] == 0).all()
@@ -111,6 +112,24 @@ def test_axes_that_do_not_vary_come_out_as_zero(dtype):
     assert (Whitening.fit(equal)(equal) == 0).all()
     assert (explained_variance(equal) == 0).all()
     assert mean_cosine(equal) == pytest.approx(1)
+
+
+def test_fewer_vectors_than_dimensions_are_the_same_map(device):
+    x = cloud(30, 50, device=device).double()
+    for power in (0.0, 0.5, 1.0):
+        found = Whitening.fit(x, power)
+        assert found.axes.shape == (50, 30)
+        kept = found.axes[:, :29]
+        assert torch.allclose(kept.mT @ kept, torch.eye(29, device=device).double(), atol=1e-9)
+        variance = torch.linalg.eigvalsh(torch.cov(x.mT, correction=0)).flip(0)  # (50,)
+        assert torch.allclose(found.variance, variance[:30], atol=1e-9)
+        z = found(x)
+        assert torch.allclose(z.square().mean(0)[:29], variance[:29] ** (1 - power))
+    centered = x - x.mean(0)
+    plain = Whitening.fit(x, 0.0)
+    assert torch.allclose(plain(x) @ plain(x).mT, centered @ centered.mT)
+    assert torch.allclose(all_but_the_top(x, 50), torch.zeros_like(x), atol=1e-9)
+    assert explained_variance(x).shape == (50,)
 
 
 def test_removing_the_top_by_hand():
