@@ -55,7 +55,7 @@ class TextProfile(RecencyWeighted):
         choices=("mean", "attention", "max"),
     )
     similarity: str = option("of two vectors", default="cosine", choices=("cosine", "dot"))
-    temperature: float = option("divides the similarities in the softmax of attention", default=0.1, above=0)
+    temperature: float = option("divides the similarities in the softmax of attention", default=1.0, above=0)
     whitening: float | None = option(
         "how much the vectors' variance is evened out: 0 only centers them, None takes them as they are",
         default=0.5,

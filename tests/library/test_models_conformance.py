@@ -150,7 +150,9 @@ CASES = {
     "TfidfContent": Case(lambda texts: TfidfContent(texts), binary=True, cold="zero"),
     "TextProfile": Case(lambda texts: TextProfile(words(texts)), binary=True, cold="zero"),
     "TextProfileAttention": Case(
-        lambda texts: TextProfile(words(texts), profile="attention", recency=0.5, whitening=None),
+        lambda texts: TextProfile(
+            words(texts), profile="attention", temperature=0.1, recency=0.5, whitening=None
+        ),
         binary=True,
         cold="zero",
     ),

@@ -36,7 +36,7 @@ def compared(vectors, whitening, similarity):
     return normalize(x, dim=1) if similarity == "cosine" else x
 
 
-def by_hand(events, x, profile, similarity, temperature=0.1, recency=0.0):
+def by_hand(events, x, profile, similarity, temperature=1.0, recency=0.0):
     scores = torch.zeros(N_USERS, N_ITEMS)
     for user, history in enumerate(events.histories()):
         if not len(history):
