@@ -54,14 +54,7 @@ class CollectiveEASE(EASE):
         events = self._keep_histories(interactions)
         P = gram_inverse(events.crow, events.items, self.n_items, self.l2)  # (I, I)
         if F is not None and self.weight > 0:
-            F = F.to(P.dtype)
-            if F.shape[1] > self.n_items:  # more features than items say no more than their products do
-                F = _square_root(F @ F.mT)  # (I, I)
-            half = P @ F  # (I, D)
-            inner = F.mT @ half  # (D, D)
-            inner.diagonal().add_(1 / self.weight)
-            # Symmetric and positive definite, as P is.
-            P = P - half @ torch.cholesky_solve(half.mT, torch.linalg.cholesky(inner))  # (I, I)
+            P = _with_features(P, F.to(P.dtype), self.weight)  # (I, I)
         B = P.div_(-P.diagonal().clone())  # (I, I): column j divided by -P_jj
         B.fill_diagonal_(0.0)
         self._keep("item_weights", B.float())
@@ -80,7 +73,16 @@ class CollectiveEASE(EASE):
         return features
 
 
-def _square_root(gram: Tensor) -> Tensor:
-    """A matrix (n, n) whose product with its transpose is the given one, which is positive semi-definite."""
-    values, vectors = torch.linalg.eigh(gram)  # (n,), (n, n)
-    return vectors * values.clamp(min=0).sqrt()
+def _with_features(P: Tensor, F: Tensor, weight: float) -> Tensor:
+    """(P^-1 + weight F F')^-1 of a symmetric P (I, I) and F (I, D): (I, I)."""
+    n_items, n_features = F.shape
+    if n_features > n_items:  # what is solved is then of the size of P: (I + weight P F F')^-1 P
+        system = weight * (P @ (F @ F.mT))  # (I, I)
+        system.diagonal().add_(1.0)
+        changed = torch.linalg.solve(system, P)  # (I, I)
+        return (changed + changed.mT) / 2  # symmetric to the last bit, as it should be
+    half = P @ F  # (I, D)
+    inner = F.mT @ half  # (D, D)
+    inner.diagonal().add_(1 / weight)
+    # Symmetric and positive definite, as P is.
+    return P - half @ torch.cholesky_solve(half.mT, torch.linalg.cholesky(inner))  # (I, I)
