@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from recsys_lib.arguments import refuse_not_finite
-from recsys_lib.cold_items import ColdItems, Draw, Draws
+from recsys_lib.cold_items import ColdItems, Draw
 from recsys_lib.data import Interactions, leave_last_out
+from recsys_lib.draws import Draws
 from recsys_lib.evaluation import Comparison, Report, compare, evaluate
 from recsys_lib.models import Popularity, Recommender, TextProfile
 from recsys_lib.progress import progress_bar
