@@ -88,6 +88,8 @@ class FineTuned(TrainedRecommender[Examples]):
             digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
             for content in self.contents(examples):
                 digest.update(content)
+            if self._start is not None:
+                digest.update(self._start.digest())
             kept = Checkpoints(Path(self.checkpoints), self.checkpoint_every, digest.hexdigest())
         return Steps(
             precision=self.precision,

@@ -1,9 +1,9 @@
 """Models that are trained by gradient descent: everything but what they are and what they minimize."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from recsys_lib.devices import resolve_device, seed_generator
 from recsys_lib.metrics import ndcg
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.options import learned, option
+from recsys_lib.models.core.starting import Start
 from recsys_lib.ranking import HeldOut, Scorer, seen_in, top_lists
 from recsys_lib.training import Steps, Validation, train
 
@@ -59,6 +60,45 @@ class TrainedRecommender(Recommender, Generic[Examples]):
         """Starts with an empty log."""
         super().__post_init__()
         self.log, self.best_epoch, self.stopped_by = [], 0, ""
+        self._start: Start | None = None
+
+    def start_from(
+        self,
+        other: nn.Module,
+        parts: Sequence[str] | Mapping[str, str],
+        *,
+        rates: Mapping[str, float] | None = None,
+        frozen: Iterable[str] | Mapping[str, int | None] | None = None,
+    ) -> Self:
+        """Lets ``fit`` begin with parts that another model has learned, in place of random ones.
+
+        ::
+
+            SASRec().start_from(pretrained, ["encoder"], rates={"encoder": 0.1}).fit(events)
+
+        A part is a submodule or a parameter by its name: ``"encoder"``, ``"encoder.item_embedding"``. Their
+        values are copied now; ``other`` may go on learning.
+
+        Args:
+            other: the model, such as ``SASRec.from_pretrained(folder)``.
+            parts: their names, or the names here with the names there.
+            rates: parts that learn at a share of ``learning_rate``: those nearest to the input change least
+                (Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification",
+                section 3.2). Of two parts that hold a parameter the smaller one counts.
+            frozen: parts that stay as they are; with numbers, for so many epochs, after which they learn as
+                well (section 3.3 of the same paper, gradual unfreezing).
+
+        Returns:
+            The model itself, not yet fitted.
+
+        Raises:
+            KeyError: ``other`` has no such part.
+            TypeError: one name in place of a list.
+            ValueError: no part, or a rate or a number of epochs that is not above zero. And from ``fit``: a
+                part with another shape, other tensors or other items; the message names it.
+        """
+        self._start = Start.of(other, parts, rates, frozen)
+        return self
 
     @abstractmethod
     def prepare(self, events: Interactions, generator: torch.Generator) -> Examples:
@@ -110,18 +150,31 @@ class TrainedRecommender(Recommender, Generic[Examples]):
         self, examples: Examples, generator: torch.Generator, look: Validation | None, progress: bool
     ) -> None:
         """Minimizes the losses of the examples."""
-        done = train(
-            self,
-            partial(self.losses_from, examples, generator),
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            slower=self.slower(),
-            steps=self.steps(examples),
-            validation=look,
-            max_seconds=self.max_seconds,
-            name=type(self).__name__,
-            progress=progress,
-        )
+        start, slower, epochs = self._start, self.slower(), count(1)
+        if start is not None:
+            start.copy_into(self, self.n_items, self.item_ids)
+            slower = start.groups(self, slower, self.learning_rate)
+
+        def losses(*place: int) -> Iterable[tuple[Tensor, int]]:
+            if start is not None:
+                start.freeze(self, place[0] if place else next(epochs))
+            return self.losses_from(examples, generator, *place)
+
+        try:
+            done = train(
+                self,
+                losses,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                slower=slower,
+                steps=self.steps(examples),
+                validation=look,
+                max_seconds=self.max_seconds,
+                name=type(self).__name__,
+                progress=progress,
+            )
+        finally:
+            self.requires_grad_(True)  # what was frozen is free again
         self.log, self.best_epoch, self.stopped_by = done.log, done.best_epoch, done.stopped_by
 
     def _place(self, interactions: Interactions) -> torch.device:
