@@ -2,7 +2,8 @@
 
 Vectors of language models point in similar directions, so that any two texts seem alike. Here is how that is
 measured, how it is undone (centering, whitening, removing the top components), and how vectors are made
-smaller (fewer dimensions, a byte or a bit each). Hubs are in ``similarity.hubness``.
+smaller (fewer dimensions, a byte or a bit each). Alignment and uniformity say what a contrastive loss has
+reached. Hubs are in ``similarity.hubness``.
 
 All functions take rows (N, d) and compute in float64; results are in the type of the input, on its device. A
 vector that holds NaN or infinity is refused, and the error names its row.
@@ -21,12 +22,16 @@ from recsys_lib.similarity import normalize
 __all__ = [
     "Quantized",
     "Whitening",
+    "alignment",
     "all_but_the_top",
     "explained_variance",
     "mean_cosine",
     "quantized",
     "truncated",
+    "uniformity",
 ]
+
+_PAIRS = 2**22  # whose distances are held at once
 
 
 def mean_cosine(x: Tensor) -> float:
@@ -51,6 +56,51 @@ def mean_cosine(x: Tensor) -> float:
     unit = normalize(x)  # (N, d)
     n = len(unit)
     return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / (n * (n - 1)))
+
+
+def alignment(a: Tensor, b: Tensor) -> float:
+    """The mean squared distance of vectors that belong together, at length one: 2 - 2 cosine, from 0 to 4.
+
+    Args:
+        a: (N, d), one row or more.
+        b: (N, d); row n belongs to row n of ``a``.
+
+    Raises:
+        ValueError: shapes that differ, NaN or infinity.
+
+    Source: Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and
+    Uniformity on the Hypersphere", eq. 4 with alpha of 2.
+    """
+    a, b = _rows(a, "a", at_least=1), _rows(b, "b", at_least=1)
+    if a.shape != b.shape:
+        raise ValueError(f"expected pairs of one shape (N, d), got {tuple(a.shape)} and {tuple(b.shape)}")
+    return float((normalize(a) - normalize(b)).square().sum(dim=1).mean())
+
+
+def uniformity(x: Tensor, t: float = 2.0) -> float:
+    """The logarithm of the mean of exp(-t |u_i - u_j|^2) over all pairs of distinct rows, at length one.
+
+    Zero where all vectors are one; the more evenly they are spread, the lower. Computed in blocks of pairs.
+
+    Args:
+        x: (N, d), two rows or more.
+        t: above 0.
+
+    Raises:
+        ValueError: for other shapes, NaN or infinity, or a ``t`` that is not above zero.
+
+    Source: Wang and Isola 2020, as for ``alignment``, eq. 5.
+    """
+    if not t > 0:
+        raise ValueError(f"t must be above 0, got {t}")
+    unit = normalize(_rows(x, "x", at_least=2))  # (N, d)
+    total = unit.new_zeros(())
+    for block in unit.split(max(1, _PAIRS // len(unit))):
+        squares = 2 - 2 * block @ unit.mT  # (b, N) |u - v|^2 of unit vectors
+        total += (-t * squares).exp().sum()
+    itself = (-t * (2 - 2 * unit.square().sum(dim=1))).exp().sum()  # of each row with itself
+    n = len(unit)
+    return float(((total - itself) / (n * (n - 1))).log())
 
 
 def explained_variance(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.blend import Blend
 from recsys_lib.models.collective_ease import CollectiveEASE
 from recsys_lib.models.content import TfidfContent
+from recsys_lib.models.contrastive import ContrastiveSASRec
 from recsys_lib.models.core.contract import NotFittedError, Recommender
 from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.cross_encoder import CrossEncoder
@@ -32,6 +33,7 @@ __all__ = [
     "BiasedMF",
     "Blend",
     "CollectiveEASE",
+    "ContrastiveSASRec",
     "CrossEncoder",
     "HistoryReader",
     "ItemKNN",

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from recsys_lib.geometry import (
     Whitening,
+    alignment,
     all_but_the_top,
     explained_variance,
     mean_cosine,
     quantized,
     truncated,
+    uniformity,
 )
 from recsys_lib.similarity import cosine
 
@@ -228,3 +230,32 @@ def test_wrong_input_is_named():
         quantized(x, bits=4)
     with pytest.raises(TypeError, match="whole number"):
         truncated(x, 2.0)
+
+
+def test_alignment_and_uniformity_by_hand():
+    a = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    b = torch.tensor([[0.0, 3.0], [0.0, 5.0]])
+    assert alignment(a, b) == pytest.approx((2.0 + 0.0) / 2)  # at right angles, and the same
+    assert uniformity(a) == pytest.approx(-4.0)  # one pair, at a squared distance of 2: exp(-2 * 2)
+    assert uniformity(torch.ones(5, 3)) == pytest.approx(0.0, abs=1e-9)
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert uniformity(opposite, t=1.0) == pytest.approx(-4.0)
+    assert alignment(opposite, opposite.flip(0)) == pytest.approx(4.0)
+
+
+def test_uniformity_equals_the_sum_over_pairs(monkeypatch):
+    x = torch.randn(23, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit = torch.nn.functional.normalize(x, dim=1)
+    expected = torch.pdist(unit).square().mul(-2).exp().mean().log()
+    assert uniformity(x) == pytest.approx(float(expected), rel=1e-10)
+    monkeypatch.setattr("recsys_lib.geometry._PAIRS", 50)
+    assert uniformity(x) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_alignment_and_uniformity_name_what_is_wrong():
+    with pytest.raises(ValueError, match="of one shape"):
+        alignment(torch.ones(2, 3), torch.ones(3, 3))
+    with pytest.raises(ValueError, match="N of 2 or more"):
+        uniformity(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="t must be above 0"):
+        uniformity(torch.ones(2, 3), t=0.0)

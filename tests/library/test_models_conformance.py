@@ -39,6 +39,7 @@ from recsys_lib.models import (
     BiasedMF,
     Blend,
     CollectiveEASE,
+    ContrastiveSASRec,
     CrossEncoder,
     HistoryReader,
     ItemKNN,
@@ -253,6 +254,15 @@ CASES = {
         lambda texts: BERT4Rec(dim=16, n_layers=1, epochs=15, learning_rate=0.01),
         lambda texts: BERT4Rec(
             dim=32, n_layers=1, max_length=50, epochs=10, learning_rate=0.005, batch_size=512
+        ),
+        cold="same",
+        order=True,
+        pairs=True,
+    ),
+    "ContrastiveSASRec": Case(
+        lambda texts: ContrastiveSASRec(dim=16, n_layers=1, epochs=10, learning_rate=0.01),
+        lambda texts: ContrastiveSASRec(
+            dim=32, n_layers=1, max_length=50, dropout=0.1, epochs=4, learning_rate=0.005, batch_size=1024
         ),
         cold="same",
         order=True,
