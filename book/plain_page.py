@@ -20,7 +20,8 @@ HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{tit
 <script>MathJax = {{options: {{enableMenu: false}}, startup: {{typeset: true}}}}</script>
 <script src="{mathjax}" defer></script>
 <style>body {{font: 16px/1.5 sans-serif; max-width: 48rem; margin: 1rem auto; padding: 0 1rem}}
-pre {{background: #f4f4f4; padding: .6rem; overflow-x: auto}} img, svg {{max-width: 100%; height: auto}}
+pre {{background: #f4f4f4; padding: .6rem; overflow-x: auto; font-size: .8125rem}}
+img, svg {{max-width: 100%; height: auto}}
 td, th {{padding: .2rem .6rem; text-align: left}} .hidden {{color: #555; font-size: .8rem}}</style></head>"""
 
 

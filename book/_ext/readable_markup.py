@@ -5,7 +5,10 @@ In the text of a page, before it is written:
 * each line of code is an element of its own, so that a line which is too long is broken below its own indent;
 * the empty corner of a table is no heading, and a negative number in a cell has a true minus sign;
 * a folded cell is called what its summary says;
-* the entries of the bibliography are items of their list.
+* the entries of the bibliography are items of their list;
+* no line begins with what belongs to the end of the one above: a unit after its number, a chapter's title
+  after its number, a figure's number after its name, a comma after a formula;
+* the space before a link is not underlined with it.
 
 In the frame that the theme puts around it:
 
@@ -25,6 +28,20 @@ from sphinx.application import Sphinx
 _CODE = re.compile(r'(<div class="highlight"><pre>(?:<span></span>)?)(.*?)(</pre>)', re.DOTALL)
 _EMPTY_HEADING = re.compile(r"<th((?: [^>]*)?)>\s*(?:<p>\s*</p>\s*)?</th>")
 _NEGATIVE = re.compile(r"(<td(?: [^>]*)?>)-(?=[\d.][\d.,]*(?:e[-+]?\d+)?</td>)")
+_NUMBERED = re.compile(
+    r'(<(?:span class="doc"|p class="prev-next-title")>\d+\.|<span class="std std-numref">(?:Figure|Table)) '
+)
+# Code, formulas and tags are matched first, and left as they are.
+_TEXT = re.compile(
+    r"""(?P<kept><(?P<code>pre|code|script|style)\b.*?</(?P=code)>
+        |<(?P<math>span|div)\ class="math\b.*?</(?P=math)>|<[^>]*>)
+    |(?<=\d)\ (?=%|(?:ms|s|min|h|KB|MB|GB)\b)""",
+    re.DOTALL | re.VERBOSE,
+)
+_FORMULA = re.compile(
+    r'(?<!<span class="unbroken">)(<span class="math\b[^>]*>(?:(?!</span>).)*</span>[.,:;?!)’”]+)', re.DOTALL
+)
+_SPACE_IN_LINK = re.compile(r'(<p class="admonition-title">[^<]*[^<\s])(<a [^>]*>) ')
 _SEARCH = '<button class="btn search-button-field search-button__button pst-js-only"'
 _FRAME = (
     # the book's name stands beside the navigation, which alone is a landmark
@@ -66,8 +83,20 @@ def readable(body: str) -> str:
     body = _CODE.sub(code_lines, body)
     body = _EMPTY_HEADING.sub(r"<td\1></td>", body)
     body = _NEGATIVE.sub("\\1\N{MINUS SIGN}", body)
+    body = unbroken(body)
+    body = _SPACE_IN_LINK.sub(r"\1 \2", body)
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     return body.replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def unbroken(body: str) -> str:
+    """Return the text of a page in which numbers keep their units, and formulas the sign behind them.
+
+    A browser may break a line on either side of a formula, as if it were a picture.
+    """
+    body = _NUMBERED.sub("\\1\N{NO-BREAK SPACE}", body)
+    body = _TEXT.sub(lambda match: match["kept"] or "\N{NO-BREAK SPACE}", body)
+    return _FORMULA.sub(r'<span class="unbroken">\1</span>', body)
 
 
 def mend_text(
@@ -94,7 +123,7 @@ def framed(text: str) -> str:
     """Return a whole page with its frame mended."""
     for wrong, right in _FRAME:
         text = text.replace(wrong, right)
-    return text
+    return _NUMBERED.sub("\\1\N{NO-BREAK SPACE}", text)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

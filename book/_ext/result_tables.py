@@ -7,6 +7,7 @@ one of them is read again as soon as any recorded file changes.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -178,11 +179,17 @@ class Claims(RecordedTable):
     def row(self, docname: str, claim: Claim) -> list[nodes.Node]:
         """Return the cells of one claim."""
         statement = nodes.paragraph("", claim.statement, ids=[nodes.make_id(f"claim-{claim.id}")])
-        evidence = nodes.paragraph("", claim.evidence)
+        evidence = nodes.paragraph("", as_sentence(claim.evidence))
         verdict = verdict_badge(claim.verdict)
         if claim.condition:
             verdict += nodes.inline("", f" {claim.condition}", classes=["condition"])
         return [statement, verdict, evidence, page_link(docname, self.env.docname)]
+
+
+def as_sentence(text: str) -> str:
+    """Return evidence with true minus signs, at which no line is broken, and a full stop."""
+    text = re.sub(r"(?<![\w)\]])-(?=[\d.])|(?<=\de)-(?=\d)", "\N{MINUS SIGN}", text.rstrip())
+    return text if not text or text.endswith((".", "!", "?")) else f"{text}."
 
 
 class Status(RecordedTable):

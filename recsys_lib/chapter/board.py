@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from recsys_lib.evaluation import Comparison
 
-__all__ = ["against_first", "quality_against_cost", "undominated"]
+__all__ = ["against_first", "quality_against_cost", "undominated", "write_labels"]
 
 _MARKERS = "oDs^vP*"  # seven, and six colors: together they repeat after 42 families
 _SIZES = {"*": 12.0, "P": 8.0, "D": 6.5}  # points; a star of the usual size is hardly seen
@@ -61,7 +61,7 @@ def quality_against_cost(
     axes.set(xscale="log", xlabel="seconds to fit", ylabel=metrics[0].upper())
     axes.margins(0.08)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, handletextpad=0.2, columnspacing=1.2)
-    _write_labels(
+    write_labels(
         axes,
         [(cost[row], scores.value[row], text) for row, text in labels.items() if row in scores.index],
         list(zip(cost, scores.value, scores.low, scores.high, strict=True)),
@@ -111,7 +111,7 @@ def against_first(scores: "pd.DataFrame") -> list["Comparison | None"]:
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
 
 
-def _write_labels(
+def write_labels(
     axes: "Axes",
     wanted: Sequence[tuple[float, float, str]],
     marks: Sequence[tuple[float, float, float, float]],

@@ -33,7 +33,7 @@ from book._ext.book_data import (
 from book._ext.chapter_numbers import by_chapter, chapter_number
 from book._ext.dress import boxed, dressed, slug
 from book._ext.repository_address import pages_url, repository_url, stamped
-from book._ext.result_tables import ICONS
+from book._ext.result_tables import ICONS, as_sentence
 from book.dependencies import Package
 from book.execute import Layout, digest, inputs
 from recsys_lib.chapter.results import VERDICTS, Result
@@ -203,7 +203,9 @@ class Book:
         )
 
     def page(self, name: str) -> BeautifulSoup:
-        return BeautifulSoup((self.html / f"{name}.html").read_text("utf8"), "html.parser")
+        """A page, parsed, in which spaces of both kinds read alike."""
+        text = (self.html / f"{name}.html").read_text("utf8").replace("\N{NO-BREAK SPACE}", " ")
+        return BeautifulSoup(text, "html.parser")
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +278,19 @@ def test_recorded_text_is_never_markup(built: Book) -> None:
         assert part.find("script") is None
         assert part.find(["strong", "b"]) is None
         assert not [link for link in part.find_all("a") if "javascript" in link["href"]]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ("gap -0.44; 2e-07 of (-1)", "gap \N{MINUS SIGN}0.44; 2e\N{MINUS SIGN}07 of (\N{MINUS SIGN}1)."),
+        ("all-MiniLM-L6-v2, NDCG@10, 5-10 of x-1.", "all-MiniLM-L6-v2, NDCG@10, 5-10 of x-1."),
+        ("Is it?", "Is it?"),
+        ("", ""),
+    ],
+)
+def test_evidence_is_a_sentence(recorded: str, shown: str) -> None:
+    assert as_sentence(recorded) == shown
 
 
 def test_claims_are_listed(built: Book) -> None:
@@ -781,11 +796,38 @@ def test_code_is_made_of_lines() -> None:
         ("<td>-0.0020</td>", "<td>\N{MINUS SIGN}0.0020</td>"),
         ('<td class="x">-1e-05</td>', '<td class="x">\N{MINUS SIGN}1e-05</td>'),
         ("<td>-x, -1</td><p>-1</p>", "<td>-x, -1</td><p>-1</p>"),
+        (
+            "<p>95 % in 5 s, 3 min</p>",
+            "<p>95\N{NO-BREAK SPACE}% in 5\N{NO-BREAK SPACE}s, 3\N{NO-BREAK SPACE}min</p>",
+        ),
+        ('<p title="5 s">5 seconds: <code>5 %</code></p>', '<p title="5 s">5 seconds: <code>5 %</code></p>'),
+        ('<span class="doc">8. Sequences</span>', '<span class="doc">8.\N{NO-BREAK SPACE}Sequences</span>'),
+        (
+            '<span class="std std-numref">Figure 1.4</span>',
+            '<span class="std std-numref">Figure\N{NO-BREAK SPACE}1.4</span>',
+        ),
+        (
+            '<p class="admonition-title">Solution to<a href="#e"> Exercise 1</a></p>',
+            '<p class="admonition-title">Solution to <a href="#e">Exercise 1</a></p>',
+        ),
     ],
 )
 def test_markup_is_mended(wrong: str, right: str) -> None:
     assert readable_markup.readable(wrong) == right
     assert readable_markup.readable(right) == right
+
+
+def test_a_formula_keeps_the_sign_behind_it() -> None:
+    formula = r'<span class="math notranslate nohighlight">\(2 s &lt; K\)</span>'
+    first, last = (f'<span class="unbroken">{formula}{sign}</span>' for sign in ("),", "."))
+    right = f"<p>({first} {formula} or {last}</p>"
+    assert readable_markup.readable(f"<p>({formula}), {formula} or {formula}.</p>") == right
+    assert readable_markup.readable(right) == right
+
+
+def test_the_frame_names_a_chapter_in_one_piece() -> None:
+    frame = '<p class="prev-next-title">8. Sequences</p>'
+    assert readable_markup.framed(frame) == frame.replace(". ", ".\N{NO-BREAK SPACE}")
 
 
 @pytest.mark.parametrize(

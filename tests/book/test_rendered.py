@@ -65,7 +65,7 @@ def source_of(name: str) -> Path:
 
 def test_all_pages_and_no_others_are_built(html: Path) -> None:
     built = {path.relative_to(html).with_suffix("").as_posix() for path in html.rglob("*.html")}
-    built -= {"index", "search", "genindex"}
+    built -= {"index", "search"}
     built = {name for name in built if not name.startswith("_static/")}
     assert built == set(PAGES)
     assert set(NOTEBOOKS) == {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -89,7 +89,7 @@ def test_nothing_built_names_another_host(html: Path) -> None:
     assert not list(html.rglob("*thebe*"))
 
 
-@pytest.mark.parametrize("name", [*PAGES, "search", "genindex"])
+@pytest.mark.parametrize("name", [*PAGES, "search"])
 class TestPage:
     def test_opens_from_a_folder_on_a_phone(self, name: str, html: Path, browser: Browser) -> None:
         with visit(browser, (html / f"{name}.html").as_uri(), width=PHONE) as seen:
