@@ -35,7 +35,7 @@ _NUMBERED = re.compile(
 _TEXT = re.compile(
     r"""(?P<kept><(?P<code>pre|code|script|style)\b.*?</(?P=code)>
         |<(?P<math>span|div)\ class="math\b.*?</(?P=math)>|<[^>]*>)
-    |(?<=\d)\ (?=%|(?:ms|s|min|h|KB|MB|GB)\b)""",
+    |(?<=\d)\ (?=%|(?:ms|s|min|h|KB|MB|GB)\b)|(?<=±)\ (?=\d)""",
     re.DOTALL | re.VERBOSE,
 )
 _FORMULA = re.compile(

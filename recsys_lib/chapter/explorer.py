@@ -171,7 +171,7 @@ body[data-jp-theme-light="false"] .attention-explorer { --ink: #6cbcf0; }
     parent.append(element);
     return element;
   };
-  const percent = x => Math.round(100 * x) + " %";
+  const percent = x => Math.round(100 * x) + "\u00a0%";
   const draw = () => {
     const tokens = data.texts[title.value].tokens;
     const n = tokens.length, size = 24, edge = 92, whole = edge + n * size;

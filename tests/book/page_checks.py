@@ -228,7 +228,7 @@ def heading_problems(page: Page) -> list[str]:
 
 
 def reach_problems(page: Page) -> list[str]:
-    """Code that has to be scrolled sideways, captions off the screen, and wide boxes that do not say so."""
+    """Code that is scrolled sideways, captions and arrows off the screen, and wide boxes that look whole."""
     return page.evaluate(
         """() => {
           const found = [];
@@ -244,6 +244,41 @@ def reach_problems(page: Page) -> list[str]:
           for (const box of article.querySelectorAll(boxes))
             if (wide(box) && !getComputedStyle(box).maskImage.includes('gradient'))
               found.push(`what is cut does not look so: ${box.textContent.trim().slice(0, 60)}`);
+          for (const arrow of document.querySelectorAll('.prev-next-area i'))
+            if (arrow.checkVisibility() && arrow.getBoundingClientRect().right > right)
+              found.push(`an arrow is cut: ${arrow.closest('a').textContent.trim().slice(0, 60)}`);
+          return found.slice(0, 5);
+        }"""
+    )
+
+
+def wrap_problems(page: Page) -> list[str]:
+    """Lines that begin with what belongs to the end of the one above: a sign behind a formula, a unit."""
+    return page.evaluate(
+        r"""() => {
+          const found = [];
+          const article = document.querySelector('article, main') || document.body;
+          const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+          const range = document.createRange();
+          const at = (node, place) => {
+            range.setStart(node, place);
+            range.setEnd(node, place + 1);
+            return range.getBoundingClientRect();
+          };
+          while (walker.nextNode()) {
+            const node = walker.currentNode;
+            if (node.parentElement.closest('pre, code, script, style, svg, mjx-container')) continue;
+            if (!node.parentElement.checkVisibility()) continue;
+            const text = node.textContent;
+            const before = node.previousSibling;
+            if (before?.classList?.contains('math') && /^[.,:;?!)]/.test(text)) {
+              if (at(node, 0).top > before.getBoundingClientRect().bottom - 2)
+                found.push(`a line begins with ${text.slice(0, 20)}`);
+            }
+            for (const unit of text.matchAll(/(?<=\d)\s(?=%|(?:ms|s|min|h|KB|MB|GB)\b)/g))
+              if (at(node, unit.index + 1).top > at(node, unit.index - 1).bottom - 2)
+                found.push(`a line begins with ${text.slice(unit.index, unit.index + 20).trim()}`);
+          }
           return found.slice(0, 5);
         }"""
     )

@@ -31,6 +31,7 @@ from page_checks import (
     visit,
     weight_problems,
     width_problems,
+    wrap_problems,
 )
 from playwright.sync_api import Browser
 
@@ -94,7 +95,7 @@ class TestPage:
     def test_opens_from_a_folder_on_a_phone(self, name: str, html: Path, browser: Browser) -> None:
         with visit(browser, (html / f"{name}.html").as_uri(), width=PHONE) as seen:
             problems = math_problems(seen.page) + width_problems(seen.page)
-            problems += reach_problems(seen.page) + heading_problems(seen.page)
+            problems += reach_problems(seen.page) + heading_problems(seen.page) + wrap_problems(seen.page)
         assert not seen.problems() + problems
 
     def test_opens_from_a_server(self, name: str, server: str, browser: Browser) -> None:
@@ -384,6 +385,17 @@ def test_requests_and_errors_are_noticed(body: str, sign: str, tmp_path: Path, b
             '<div class="output text_html"><p style="width: 900px">a</p></div>',
             ".output { overflow: auto }",
         ),
+        (
+            reach_problems,
+            '<div class="prev-next-area"><a>Next<i style="margin-left: 400px">x</i></a></div>',
+            "body { overflow-x: hidden }",
+        ),
+        (wrap_problems, "<p>It took 40 s.</p>", "p { width: 1px }"),
+        (
+            wrap_problems,
+            '<p>To <span class="math">K</span>.</p>',
+            ".math { display: inline-block } p { width: 1px }",
+        ),
         (width_problems, '<div style="width: 600px">wide</div>', ""),
         (width_problems, '<div style="width: 600px">cut</div>', "body { overflow-x: hidden }"),
         (print_problems, "<pre>" + "x" * 400 + "</pre>", ""),
@@ -411,7 +423,7 @@ def test_checks_in_the_browser_can_pass(tmp_path: Path, browser: Browser) -> Non
         page = seen.page
         assert not seen.problems()
         assert not math_problems(page) + width_problems(page) + print_problems(page) + contrast_problems(page)
-        assert not heading_problems(page) + reach_problems(page)
+        assert not heading_problems(page) + reach_problems(page) + wrap_problems(page)
 
 
 def test_accessible_page_passes(tmp_path: Path, browser: Browser) -> None:
