@@ -6,8 +6,8 @@ In the text of a page, before it is written:
 * the empty corner of a table is no heading, and a negative number in a cell has a true minus sign;
 * a folded cell is called what its summary says;
 * the entries of the bibliography are items of their list;
-* no line begins with what belongs to the end of the one above: a unit after its number, a chapter's title
-  after its number, a figure's number after its name, a comma after a formula;
+* no line begins with what belongs to the end of the one above: a unit after its number, the end of a
+  range, a chapter's title after its number, a figure's number after its name, a comma after a formula;
 * the space before a link is not underlined with it.
 
 In the frame that the theme puts around it:
@@ -35,6 +35,7 @@ _NUMBERED = re.compile(
 _TEXT = re.compile(
     r"""(?P<kept><(?P<code>pre|code|script|style)\b.*?</(?P=code)>
         |<(?P<math>span|div)\ class="math\b.*?</(?P=math)>|<[^>]*>)
+    |(?P<dash>(?<=\d)–(?=\d))
     |(?<=\d)\ (?=%|(?:ms|s|min|h|KB|MB|GB)\b)|(?<=±)\ (?=\d)""",
     re.DOTALL | re.VERBOSE,
 )
@@ -95,8 +96,13 @@ def unbroken(body: str) -> str:
     A browser may break a line on either side of a formula, as if it were a picture.
     """
     body = _NUMBERED.sub("\\1\N{NO-BREAK SPACE}", body)
-    body = _TEXT.sub(lambda match: match["kept"] or "\N{NO-BREAK SPACE}", body)
+    body = _TEXT.sub(joined, body)
     return _FORMULA.sub(r'<span class="unbroken">\1</span>', body)
+
+
+def joined(match: re.Match[str]) -> str:
+    """Return code, a formula or a tag as it is; a number's dash or space so that no line ends there."""
+    return match["kept"] or ("–\N{WORD JOINER}" if match["dash"] else "\N{NO-BREAK SPACE}")
 
 
 def mend_text(

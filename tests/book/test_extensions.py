@@ -800,6 +800,8 @@ def test_code_is_made_of_lines() -> None:
             "<p>95 % in 5 s, 3 min</p>",
             "<p>95\N{NO-BREAK SPACE}% in 5\N{NO-BREAK SPACE}s, 3\N{NO-BREAK SPACE}min</p>",
         ),
+        ("<td>0.142–0.164</td>", "<td>0.142–\N{WORD JOINER}0.164</td>"),
+        ("<td>0.148 ± 0.012</td>", "<td>0.148 ±\N{NO-BREAK SPACE}0.012</td>"),
         ('<p title="5 s">5 seconds: <code>5 %</code></p>', '<p title="5 s">5 seconds: <code>5 %</code></p>'),
         ('<span class="doc">8. Sequences</span>', '<span class="doc">8.\N{NO-BREAK SPACE}Sequences</span>'),
         (
