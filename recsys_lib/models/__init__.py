@@ -20,6 +20,7 @@ from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
 from recsys_lib.models.sasrec import SASRec
 from recsys_lib.models.stacking import StackedLinear, StackedNetwork
+from recsys_lib.models.text_prior import TextPriorMF
 from recsys_lib.models.text_profile import TextProfile
 from recsys_lib.models.two_tower import TwoTower
 from recsys_lib.models.user_as_text import UserAsText
@@ -49,6 +50,7 @@ __all__ = [
     "SASRec",
     "StackedLinear",
     "StackedNetwork",
+    "TextPriorMF",
     "TextProfile",
     "TfidfContent",
     "TwoTower",

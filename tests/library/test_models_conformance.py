@@ -55,6 +55,7 @@ from recsys_lib.models import (
     SASRec,
     StackedLinear,
     StackedNetwork,
+    TextPriorMF,
     TextProfile,
     TfidfContent,
     TwoTower,
@@ -161,6 +162,12 @@ CASES = {
         lambda texts: TextProfile(words(texts), profile="max", similarity="dot", whitening=0.0),
         binary=True,
         cold="zero",
+    ),
+    "TextPriorMF": Case(
+        lambda texts: TextPriorMF(words(texts), dim=8, epochs=40, batch_size=64, learning_rate=0.02),
+        lambda texts: TextPriorMF(features(texts), dim=16, epochs=4, batch_size=256, learning_rate=0.01),
+        binary=True,
+        cold="same",
     ),
     "UserAsText": Case(
         user_as_text, lambda texts: UserAsText(texts, whitening=0.0, encoder=Words(texts)), cold="zero"
