@@ -14,6 +14,7 @@ from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.cross_encoder import CrossEncoder
 from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
+from recsys_lib.models.item_feature_ridge import ItemFeatureRidge
 from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
 from recsys_lib.models.pair_features import LinearListwise, PairNetwork
@@ -37,6 +38,7 @@ __all__ = [
     "ContrastiveSASRec",
     "CrossEncoder",
     "HistoryReader",
+    "ItemFeatureRidge",
     "ItemKNN",
     "LinearListwise",
     "MarkovChain",

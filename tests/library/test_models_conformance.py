@@ -30,6 +30,7 @@ import recsys_lib
 from recsys_lib import models
 from recsys_lib.data import Interactions, leave_last_out
 from recsys_lib.evaluation import evaluate
+from recsys_lib.kernels import Features
 from recsys_lib.models import (
     ALS,
     BPR,
@@ -42,6 +43,7 @@ from recsys_lib.models import (
     ContrastiveSASRec,
     CrossEncoder,
     HistoryReader,
+    ItemFeatureRidge,
     ItemKNN,
     LinearListwise,
     MarkovChain,
@@ -171,6 +173,18 @@ CASES = {
     ),
     "UserAsText": Case(
         user_as_text, lambda texts: UserAsText(texts, whitening=0.0, encoder=Words(texts)), cold="zero"
+    ),
+    "ItemFeatureRidge": Case(
+        lambda texts: ItemFeatureRidge(words(texts), l2=5.0),
+        lambda texts: ItemFeatureRidge(words(texts)),
+        binary=True,
+        cold="zero",
+    ),
+    "ItemFeatureRidgeAlone": Case(
+        lambda texts: ItemFeatureRidge(Features(words(texts), width=1.0), l2=1.0, power=0.0),
+        lambda texts: ItemFeatureRidge(words(texts), l2=10.0, power=0.0),
+        binary=True,
+        cold="zero",
     ),
     "EASE": Case(lambda texts: EASE(l2=5.0), lambda texts: EASE(), binary=True, cold="zero"),
     "EASERecent": Case(
