@@ -144,24 +144,32 @@ class Shared:
         return cls(strength * (n_users / strength.sum()), Q)
 
     def item_weights(
-        self, kernel: Tensor, known: Tensor, l2: float, power: float, leave_one_out: bool = False
+        self,
+        kernel: Tensor,
+        known: Tensor,
+        l2: float,
+        power: float = 1.0,
+        leave_one_out: bool = False,
+        items: Tensor | None = None,
     ) -> Tensor:
-        """The rows of B that belong to known items: (M, I).
+        """The rows of B that belong to known items: (M, I), or (M, N) for some items.
 
         Args:
             kernel: (I, I) of all items.
             known: (I,) bool, M of them.
             l2: penalty.
             power: of ``strength``.
-            leave_one_out: as for the model.
+            leave_one_out: as for the model; needs all items.
+            items: (N,) int64, those that are scored; all by default.
         """
+        toward = kernel[known] if items is None else kernel[known][:, items]  # (M, N)
         size, U = torch.linalg.eigh(kernel[known][:, known])  # (M,), (M, M)
         size = size.clamp(min=0)  # (M,) below is rounding
         g = self.strength[:, None] ** power  # (M, 1)
         chosen = self.Q.mT - self.Q.mean(dim=0)[:, None]  # (M, M) v_k'Y, up to a factor
         shrunk = g / (size * g + l2)  # (M, M)
-        B = ((chosen @ U) * shrunk) @ (U.mT @ kernel[known])  # (M, I)
+        B = ((chosen @ U) * shrunk) @ (U.mT @ toward)  # (M, N)
         if leave_one_out:
             leverage = (size * shrunk) @ U.square().mT  # (M, M)
             B[:, known] = (B[:, known] - leverage * chosen) / (1 - leverage)
-        return self.Q @ B  # (M, I)
+        return self.Q @ B  # (M, N)
