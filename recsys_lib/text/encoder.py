@@ -25,7 +25,7 @@ from recsys_lib.text.pretrained import (
 from recsys_lib.text.strings import as_strings
 from recsys_lib.text.vectors import VectorStore, text_key
 
-__all__ = ["TextEncoder"]
+__all__ = ["TextEncoder", "float_type"]
 
 _CACHE_FORMAT = 2  # raise it when the way from text to vector changes, or the layout of the files
 _CHUNK = 16_384  # texts tokenized at a time: enough to sort by length, few enough to hold
@@ -57,6 +57,9 @@ class TextEncoder:
             code, which gives the same numbers (``from_bert_state``). For a BERT or a RoBERTa.
         pool_special: Whether special tokens take part in the pooling. Without them "mean" and "last" are of
             the text's own tokens; Gemma, for one, needs its first token, which then says nothing of the text.
+        instruction: A text put before each text as it stands, with its own blank or line break at the end:
+            what the model is asked to do. Its tokens are read, and take no part in the mean. A token over
+            the border of the two counts as the text's.
 
     Raises:
         ValueError: An option is not one of those above, or the model has no safetensors file.
@@ -76,6 +79,7 @@ class TextEncoder:
         cache: bool = True,
         own: bool = False,
         pool_special: bool = True,
+        instruction: str = "",
     ) -> None:
         check_pooling(pooling)
         if pooling == "cls" and not pool_special:
@@ -84,8 +88,8 @@ class TextEncoder:
             raise ValueError(f"max_length must be 1 or more, got {max_length}")
         self.name = "all-MiniLM-L6-v2" if name_or_path is None else str(name_or_path)
         self.pooling, self.normalize, self.cache = pooling, normalize, cache
-        self.own, self.pool_special = own, pool_special
-        self.device, self.dtype = resolve_device(device), _float_type(dtype)
+        self.own, self.pool_special, self.instruction = own, pool_special, instruction
+        self.device, self.dtype = resolve_device(device), float_type(dtype)
         self.folder = minilm_folder() if name_or_path is None else model_folder(name_or_path)
         self._asked_length = max_length
         self._loaded: tuple[Any, Any, int] | None = None
@@ -126,7 +130,7 @@ class TextEncoder:
         if not strings:
             raise ValueError("a batch needs at least one text")
         tokens = self._tokens(strings)
-        tokens.pop("special_tokens_mask", None)
+        tokens.pop("pooled", None)
         return self._batch(tokens, range(len(tokens["input_ids"])))
 
     def encode(
@@ -183,6 +187,7 @@ class TextEncoder:
             # Said only where they are not the default, so that vectors kept before stay known.
             *(["own"] if self.own else []),
             *([] if self.pool_special else ["without special tokens"]),
+            *(["after", self.instruction] if self.instruction else []),
         ]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         return VectorStore(cache_root() / "vectors" / name)
@@ -221,9 +226,7 @@ class TextEncoder:
             tokens = self._tokens([texts[i] for i in chunk])
             for rows in _batches([len(ids) for ids in tokens["input_ids"]], batch_size, self.device):
                 batch, places = self._batch(tokens, rows), [chunk[row] for row in rows]
-                present = batch["attention_mask"]  # (B, T)
-                if not self.pool_special:
-                    present = present * (1 - batch.pop("special_tokens_mask"))
+                present = batch.pop("pooled", batch["attention_mask"])  # (B, T)
                 if batch["input_ids"].shape[1]:
                     vectors[places] = pool(self._hidden(model, batch), present, self.pooling)  # (B, d)
                 yield from places
@@ -237,12 +240,26 @@ class TextEncoder:
         return own
 
     def _tokens(self, texts: list[str]) -> dict[str, list[list[int]]]:
-        """Token numbers and what belongs to them, not padded."""
+        """Token numbers and what belongs to them, not padded; "pooled" where not all tokens are."""
         _, tokenizer, max_length = self._load()
         options = {"truncation": True, "max_length": max_length, "padding": False}
-        if not self.pool_special:
-            options["return_special_tokens_mask"] = True
-        return dict(tokenizer(texts, return_attention_mask=True, **options))
+        without_instruction = bool(self.instruction) and self.pooling == "mean"
+        options["return_special_tokens_mask"] = without_instruction or not self.pool_special
+        options["return_offsets_mapping"] = without_instruction
+        tokens = dict(
+            tokenizer([self.instruction + text for text in texts], return_attention_mask=True, **options)
+        )
+        specials, ends = tokens.pop("special_tokens_mask", None), tokens.pop("offset_mapping", None)
+        if specials is not None:
+            start = len(self.instruction)
+            tokens["pooled"] = [
+                [
+                    int(self.pool_special if special else ends is None or ends[row][i][1] > start)
+                    for i, special in enumerate(marks)
+                ]
+                for row, marks in enumerate(specials)
+            ]
+        return tokens
 
     def _batch(self, tokens: dict[str, list[list[int]]], rows: Iterable[int]) -> dict[str, Tensor]:
         """These rows padded on the right, which no position encoding and no causal mask minds."""
@@ -261,13 +278,33 @@ class TextEncoder:
         if self._loaded is None:
             model, tokenizer = load_transformers(self.folder, self.name)
             length = longest_text(model, tokenizer, self.folder, self._asked_length)
+            if self.instruction:
+                self._check_instruction(tokenizer, length)
             if self.own:
                 model = from_bert_state(model.state_dict(), model.config.to_dict())
             self._loaded = model.eval().to(self.device, self.dtype), tokenizer, length
         return self._loaded
 
+    def _check_instruction(self, tokenizer: Any, length: int) -> None:
+        """Refuses an instruction that leaves a text no room, or cannot be told from a text."""
+        if self.pooling == "mean" and not tokenizer.is_fast:
+            raise ValueError(
+                f"the tokenizer of {self.name} does not say which characters a token stands for, so that the "
+                "mean cannot leave out the instruction; use pooling='last' or instruction=''"
+            )
+        if (taken := len(tokenizer(self.instruction)["input_ids"])) >= length:
+            raise ValueError(
+                f"the instruction takes {taken} tokens, special ones included, of the {length} that there "
+                "may be, and leaves none to the text"
+            )
 
-def _float_type(dtype: str | torch.dtype) -> torch.dtype:
+
+def float_type(dtype: str | torch.dtype) -> torch.dtype:
+    """The type that a name such as "bfloat16" stands for.
+
+    Raises:
+        ValueError: It is none of float32, bfloat16 and float16.
+    """
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     found = named.get(str(dtype).removeprefix("torch."))
     if found is None:

@@ -372,3 +372,61 @@ def test_what_is_not_the_default_has_a_cache_of_its_own(models: dict[str, Path])
     options = [{}, {"own": True}, {"pool_special": False}, {"own": True, "pool_special": False}]
     folders = {TextEncoder(models["bert"], device="cpu", **given)._store().folder for given in options}
     assert len(folders) == 4
+
+
+INSTRUCTION = "w7 w8 w9 "
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("pool_special", [True, False])
+def test_an_instruction_is_read_and_takes_no_part_in_the_mean(
+    models: dict[str, Path], kind: str, pool_special: bool
+) -> None:
+    options = {"normalize": False, "device": "cpu", "cache": False}
+    encoder = TextEncoder(models[kind], "mean", instruction=INSTRUCTION, pool_special=pool_special, **options)
+    plain = TextEncoder(models[kind], **options)
+    texts = sentences(7)
+    vectors = encoder.encode(texts, batch_size=3)
+    for text, vector in zip(texts, vectors, strict=True):
+        batch = plain.tokenize([INSTRUCTION + text])
+        with torch.no_grad():
+            hidden = plain.model(**batch).last_hidden_state[0]  # (T, d)
+        ends = {"bert": ([0], [len(hidden) - 1]), "gpt2": ([], [])}[kind]
+        first = len(ends[0]) + 3
+        rows = list(range(first, first + len(text.split())))
+        rows = [*ends[0], *rows, *ends[1]] if pool_special else rows
+        close(vector, hidden[rows].mean(0), atol=1e-5, rtol=0)
+    assert encoder.tokenize(texts)["input_ids"].shape == (7, plain.tokenize(texts)["input_ids"].shape[1] + 3)
+
+
+def test_the_last_token_has_read_the_instruction(models: dict[str, Path]) -> None:
+    options = {"normalize": False, "device": "cpu", "cache": False}
+    texts = [*sentences(5), ""]
+    asked = TextEncoder(models["gpt2"], "last", instruction=INSTRUCTION, **options).encode(texts)
+    written = TextEncoder(models["gpt2"], "last", **options).encode([INSTRUCTION + text for text in texts])
+    close(asked, written)
+    assert (asked - TextEncoder(models["gpt2"], "last", **options).encode(texts))[:-1].abs().sum(
+        1
+    ).min() > 0.1
+
+
+def test_an_instruction_has_a_cache_of_its_own(models: dict[str, Path]) -> None:
+    plain, same, *others = (
+        TextEncoder(models["bert"], device="cpu", **given)._store().folder
+        for given in ({}, {"instruction": ""}, {"instruction": "w1 "}, {"instruction": "w2 "})
+    )
+    assert plain == same
+    assert len({plain, *others}) == 3
+
+
+def test_an_instruction_that_cannot_be_kept_apart_is_refused(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = TextEncoder(models["bert"], device="cpu", max_length=5, instruction=INSTRUCTION, cache=False)
+    with pytest.raises(ValueError, match=r"the instruction takes 5 tokens, .* of the 5 .* leaves none"):
+        long.encode(["w1"])
+    slow = TextEncoder(models["bert"], device="cpu", instruction="w1 ", cache=False)
+    kind = type(TextEncoder(models["bert"], device="cpu").tokenizer)
+    monkeypatch.setattr(kind, "is_fast", False)
+    with pytest.raises(ValueError, match="the mean cannot leave out the instruction"):
+        slow.encode(["w1"])
