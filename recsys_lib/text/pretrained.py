@@ -24,11 +24,13 @@ from recsys_lib.files import write_whole
 
 __all__ = [
     "content_hash",
+    "hash_once",
     "load_tokenizer",
     "load_transformers",
     "longest_text",
     "minilm_folder",
     "model_folder",
+    "quiet",
 ]
 
 logger = logging.getLogger(__name__)
@@ -109,7 +111,7 @@ def _is_minilm(folder: Path) -> bool:
     for name, expected in _MINILM_FILES.items():
         if not (folder / name).is_file():
             return False
-        if _hash_once(*_stamp(folder / name)) != expected:
+        if hash_once(folder / name) != expected:
             logger.warning("%s is not the file that was published; it is not used", folder / name)
             return False
     return True
@@ -163,7 +165,7 @@ def _fetch_from_hub(name: str) -> Path:
         ) from error
 
 
-def load_transformers(folder: Path, name: str) -> tuple[Any, Any]:
+def load_transformers(folder: Path, name: str, head: bool = False) -> tuple[Any, Any]:
     """The model and its tokenizer: no pickles, no code from the folder, no network, no weight left random.
 
     Of a model with an encoder and a decoder it is the encoder.
@@ -171,16 +173,18 @@ def load_transformers(folder: Path, name: str) -> tuple[Any, Any]:
     Args:
         folder: The folder that holds the model.
         name: What messages call it.
+        head: With the head that predicts the next token, of a causal language model.
 
     Raises:
         ValueError: The files are damaged, lack a weight, or need code that ``transformers`` has not.
     """
     import transformers
 
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_SAFE)
-            model, report = transformers.AutoModel.from_pretrained(
+            kind: Any = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+            model, report = kind.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, **_SAFE
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -190,7 +194,7 @@ def load_transformers(folder: Path, name: str) -> tuple[Any, Any]:
     if missing or report["mismatched_keys"]:
         what = missing or sorted(str(key) for key in report["mismatched_keys"])
         raise ValueError(f"{name} lacks weights of its own model ({what[0]} and {len(what) - 1} more)")
-    return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
+    return (model.get_encoder() if model.config.is_encoder_decoder and not head else model), tokenizer
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -205,7 +209,7 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     """
     import transformers
 
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             return transformers.AutoTokenizer.from_pretrained(folder, **_SAFE)
         except (OSError, ValueError, KeyError) as error:
@@ -213,7 +217,7 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keep loading silent; what matters in its report is checked instead."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -265,16 +269,16 @@ def longest_text(model: Any, tokenizer: Any, folder: Path, asked: int | None) ->
 def content_hash(folder: Path) -> str:
     """A hash of all that a model's vectors depend on: its weights, configuration and tokenizer."""
     files = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
-    listing = [[path.name, _hash_once(*_stamp(path))] for path in files]
+    listing = [[path.name, hash_once(path)] for path in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[Path, int, int]:
+def hash_once(path: Path) -> str:
+    """A file's SHA-256, computed again only when its size or its time of change is another."""
     stat = path.stat()
-    return path, stat.st_size, stat.st_mtime_ns
+    return _hash_once(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _hash_once(path: Path, size: int, modified: int) -> str:
-    """A file's SHA-256, computed again only when its size or its time of change is another."""
     return file_hash(path)
