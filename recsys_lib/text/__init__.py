@@ -11,6 +11,8 @@ language model. All three are ``TextVectors``: ``encode`` gives one vector a tex
 ``attention.TransformerEncoder``, and ``load_minilm`` does so for all-MiniLM-L6-v2: the same numbers, from
 code that can be read on one screen.
 
+``CausalLM`` asks a language model how likely a text is after another, with no vector between.
+
 ``pairs`` joins two texts into one sequence, for models that read both at once.
 
 Only safetensors files are read, never pickles; code that comes with a model is never run.
@@ -18,18 +20,23 @@ Only safetensors files are read, never pickles; code that comes with a model is 
 
 from recsys_lib.text.bert import from_bert_state, load_minilm
 from recsys_lib.text.encoder import TextEncoder
+from recsys_lib.text.gemma import gemma_folder
 from recsys_lib.text.interface import TextVectors
+from recsys_lib.text.likelihood import CausalLM, Likelihoods
 from recsys_lib.text.pooling import pool
 from recsys_lib.text.pretrained import minilm_folder
 from recsys_lib.text.static import StaticEncoder
 from recsys_lib.text.terms import TfidfEncoder
 
 __all__ = [
+    "CausalLM",
+    "Likelihoods",
     "StaticEncoder",
     "TextEncoder",
     "TextVectors",
     "TfidfEncoder",
     "from_bert_state",
+    "gemma_folder",
     "load_minilm",
     "minilm_folder",
     "pool",
