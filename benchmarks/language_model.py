@@ -632,7 +632,7 @@ def trap(asked: Asked, said: dict[str, Any], sizes: Sizes, seed: int) -> dict[st
 
 def said_next(model: CausalLM, prompt: str, tokens: int = 12) -> str:
     """The likeliest continuation, a token at a time, up to the end of the line."""
-    ids = torch.tensor([model._prompt_tokens([prompt])[0]], device=model.device)  # (1, P)
+    ids = torch.tensor([model.prompt_tokens([prompt])[0]], device=model.device)  # (1, P)
     with torch.no_grad():
         out = model.model.generate(
             ids,

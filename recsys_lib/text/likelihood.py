@@ -138,7 +138,7 @@ class CausalLM:
         groups: dict[str, list[int]] = {}
         for row, prompt in enumerate(before):
             groups.setdefault(prompt, []).append(row)
-        starts = dict(zip(groups, self._prompt_tokens(list(groups)), strict=True))
+        starts = dict(zip(groups, self.prompt_tokens(list(groups)), strict=True))
         for prompt, rows in groups.items():
             longest = max(len(endings[row]) for row in rows)
             self._check_length(prompt, len(starts[prompt]), longest)
@@ -176,7 +176,7 @@ class CausalLM:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         chosen = None if options is None else self._single_tokens(options)  # (O,)
         texts = as_strings(prompts)
-        lists = self._prompt_tokens(texts)
+        lists = self.prompt_tokens(texts)
         for text, ids in zip(texts, lists, strict=True):
             self._check_length(text, len(ids), 0)
         width = self._head.weight.shape[0] if chosen is None else len(chosen)
@@ -192,8 +192,12 @@ class CausalLM:
 
     # ------------------------------------------------------------------ tokens
 
-    def _prompt_tokens(self, texts: list[str]) -> list[list[int]]:
-        """Token numbers with the special ones at the start, without those at the end."""
+    def prompt_tokens(self, texts: list[str]) -> list[list[int]]:
+        """A prompt's token numbers, with the special ones at the start, without those at the end.
+
+        Raises:
+            ValueError: A prompt has no token.
+        """
         lists = []
         for ids, marks in self._tokenized(texts, special=True):
             end = len(ids)

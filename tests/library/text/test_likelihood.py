@@ -115,7 +115,7 @@ def test_a_prompt_is_read_once(causal: dict[str, Path], kind: str, monkeypatch: 
 
     monkeypatch.setattr(body, "forward", counting)
     model.log_likelihood([prompt] * 5, others, batch_size=2)
-    n = len(model._prompt_tokens([prompt])[0])
+    n = len(model.prompt_tokens([prompt])[0])
     assert read[0] == (1, n)
     lengths = sorted((len(text.split()) for text in others), reverse=True)
     batches = [lengths[start : start + 2] for start in range(0, 5, 2)]
