@@ -811,12 +811,13 @@ def run(
         settings = {"model": label, **asdict(sizes), "seed": seed, "threads": torch.get_num_threads()}
         code = [code_hash(name) for name in MADE_BY]
         kept = Kept(parts, settings | {"weights": weights, "device": device, "code": code})
-        found = kept("embeddings", lambda: embeddings(data, folder, label, sizes, seed, device, small))
         split = leave_last_out(data.interactions.positives(4.0), n=1)
         asked = draw_people(data, split, sizes, seed)
         films = asked.films.unique().tolist()
         before = kept("alone", lambda: alone(language_model, names, films))
         said = _said(kept, language_model, asked, names, films, before, sizes, seed)
+        remembered = kept("memory", lambda: memory(language_model, data, sizes, seed))
+        found = kept("embeddings", lambda: embeddings(data, folder, label, sizes, seed, device, small))
         vectors = {
             name: encoder.encode(texts, progress=False).cpu()
             for name, encoder in representations(folder, label, texts, device, small).items()
@@ -824,7 +825,6 @@ def run(
         }
         vectors[label] = vectors.pop(f"{label}, mean")
         others, extra = others_on_the_same(data, split, asked, vectors, small)
-        remembered = kept("memory", lambda: memory(language_model, data, sizes, seed))
         speed = {row["name"]: row["texts_per_cpu_second"] for row in found["rows"]}
         speed[label] = speed[f"{label}, mean"]
         values = {
