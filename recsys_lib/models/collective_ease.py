@@ -25,8 +25,10 @@ class CollectiveEASE(EASE):
         P - P F (I / weight + F' P F)^-1 F' P
 
     An item without events gets weights from what it says, so a new item is recommended beside items of like
-    features. Features are read as they are given: center vectors of language models, and scale rows that
-    should count alike. Without features, or with weight 0, the model is EASE.
+    features. On MovieLens new items alone want an ``l2`` so large that nothing but this likeness is left.
+
+    Features are read as they are given: center vectors of language models, and scale rows that should count
+    alike. Without features, or with weight 0, the model is EASE.
 
     Source: Jeunen, Van Balen, Goethals 2020, "Closed-Form Models for Collaborative Filtering with
     Side-Information" (the collective form, with one weight for all features).

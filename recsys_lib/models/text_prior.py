@@ -37,22 +37,24 @@ class TextPriorMF(TrainedRecommender[_Chosen]):
     with t_i the vector of i's text. Each part has a penalty of its own: in the words of a model with priors,
     the vector of i is normal around W t_i. An item with many events departs from its text, one with few stays
     close, and one without any *is* what its text says. With a large ``text_l2`` W vanishes, and the model is
-    matrix factorization.
+    matrix factorization. Items that nobody has chosen yet want a smaller one than those that people know: the
+    default is for the latter, 1 or 2 for the former.
 
     Learned by the softmax over the items that somebody chose (``losses.softmax_loss``). The others are no
     negatives: that nobody chose them says nothing while they are new. A user without events gets the ranking
     by bias, which is popularity and what texts say of it.
 
-    For ratings ``BiasedMF(item_features=...)`` is this model, with all penalties learned.
+    For ratings ``BiasedMF(item_features=...)`` is this model, with the variances of its priors learned.
 
     Source: Agarwal and Chen 2009, "Regression-based Latent Factor Models" (the prior), here with the softmax
     in place of a rating's squared error.
     """
 
     dim: int = option("length of the vectors", default=64, at_least=1)
-    l2: float = option("weight of the squared norms of p, q and b", default=0.2, at_least=0)
-    text_l2: float = option("weight of the squared norms of W and w", default=0.2, at_least=0)
-    text_learning_rate: float = option("of Adam, for W and w", default=0.01, above=0)
+    l2: float = option("weight of the squared norms of p and q", default=0.2, at_least=0)
+    bias_l2: float = option("weight of the squared b", default=0.01, at_least=0)
+    text_l2: float = option("weight of the squared norms of W and w", default=20.0, at_least=0)
+    text_learning_rate: float = option("of Adam, for W and w", default=0.003, above=0)
     init_scale: float = option("standard deviation of p and q at the start", default=0.1, above=0)
     text_model: str = option("name or folder of the text encoder", default=MINILM)
     text_dim: int | None = option("length of a text's vector; taken from the texts", default=None, at_least=1)
@@ -121,9 +123,10 @@ class TextPriorMF(TrainedRecommender[_Chosen]):
             q, b = self.item_factors[known], self.item_bias[known]  # (M, d), (M,)
             vectors, bias = self._items(q, b, self.item_text.vectors[known])  # (M, d), (M,)
             loss = softmax_loss(p @ vectors.mT + bias, column[examples.items[batch]])
-            own = p.square().sum(dim=1).mean() + (q.square().sum() + b.square().sum()) / self.n_items
-            told = self.text_map.weight.square().sum() / self.n_items
-            yield loss + 0.5 * (self.l2 * own + self.text_l2 * told), len(batch)
+            penalty = self.l2 * (p.square().sum(dim=1).mean() + q.square().sum() / self.n_items)  # ()
+            penalty = penalty + self.bias_l2 * b.square().sum() / self.n_items
+            penalty = penalty + self.text_l2 * self.text_map.weight.square().sum() / self.n_items
+            yield loss + 0.5 * penalty, len(batch)
 
     def _items(self, q: Tensor, b: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (N, d) and biases (N,) of items, from their own (N, d), (N,) and their texts' (N, D)."""
