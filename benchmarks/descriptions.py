@@ -74,9 +74,9 @@ BASE = "title, genres"
 LIVE, ALL = "all but descriptions", "all with descriptions"
 SEARCHED = ", weights searched"
 CHANCE, LIKES = "random order", "hidden likes"
-PENALTIES = (10.0, 30.0, 100.0, 300.0)
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 PENALTIES_OF_LIKES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-BESIDE = (0.2, 0.6)  # weights of genre and year beside another kind
+BESIDE = (0.1, 0.3, 1.0, 3.0)  # weights of genre and year beside another kind
 STRATA = 8  # groups of films of about as many hidden likes
 
 Kinds = dict[str, Features]
@@ -192,7 +192,7 @@ class Films:
         day = torch.tensor(days.fillna(pd.Series(self.years.numpy(), self.items.index)).to_numpy())
         sentence = [f"{title} ({year:.0f})" for title, year in zip(self.titles, self.years, strict=True)]
         kinds = {
-            "title, year, genres": self.vectors(self.items["text"]),
+            "title, year, genres": self.vectors(list(self.items["text"])),
             "genre and year": self.genre_and_year,
             "title": self.vectors(self.titles, None),
             "title and year": self.vectors(sentence),
@@ -356,7 +356,7 @@ def contenders(
     alone: dict[str, Kinds] = {
         "title": {"vectors": films.vectors(films.titles)},
         BASE: {"vectors": films.vectors(short)},
-        "title, year, genres": {"vectors": films.vectors(films.items["text"])},
+        "title, year, genres": {"vectors": films.vectors(list(films.items["text"]))},
         "title, genres, description": {
             "vectors": films.vectors([f"{a} {b}" for a, b in zip(short, texts, strict=True)])
         },
@@ -515,6 +515,7 @@ def warm(positives: Interactions, kinds: Mapping[str, Kinds], penalties: Sequenc
 
     reports: dict[str, Report] = {}
     chosen: dict[str, float] = {}
+    weights: dict[str, float] = {}
     ease = EASE(l2=400.0, recency=0.7)
     reports["EASE"] = report(ease.fit(split.history, progress=False), split.test, split.history)
     for name, mine in kinds.items():
@@ -527,6 +528,7 @@ def warm(positives: Interactions, kinds: Mapping[str, Kinds], penalties: Sequenc
         reports[name] = report(model, split.test, split.history)
         both = Blend([EASE(l2=400.0, recency=0.7), ItemFeatureRidge(mine, l2=chosen[name])])
         both.fit(split.train, split.validation, device="cpu", progress=False)
+        weights[name] = round(float(both.weights[1] / both.weights.abs().sum()), 4)
         reports[f"EASE + {name}"] = report(both, split.test, split.history)
     first, last = list(kinds)
     gaps = ((last, first), (f"EASE + {last}", f"EASE + {first}"), (f"EASE + {last}", "EASE"), (last, "EASE"))
@@ -536,6 +538,7 @@ def warm(positives: Interactions, kinds: Mapping[str, Kinds], penalties: Sequenc
             {"a": a, "b": b, **interval(compare(reports[a], reports[b], "ndcg@10"))} for a, b in gaps
         ],
         "l2": chosen,
+        "weight_beside_ease": weights,
     }
 
 
@@ -594,7 +597,7 @@ def run(
     draws = cold.draws
     famous = fame(ridge, rows, [BASE, "genre and year", "words of the description", LIVE, ALL])
     say(f"fame looked at: {time.process_time() - started:.0f} s")
-    known = warm(positives, {BASE: rows[BASE][1], ALL: best[ALL]}, penalties[-3:])
+    known = warm(positives, {BASE: rows[BASE][1], ALL: best[ALL]}, penalties[2:6])
     return {
         "settings": {
             "draws": n_draws,
