@@ -1,4 +1,4 @@
-"""Self-attention, from the weighted mean to a small transformer encoder.
+"""Attention, from the weighted mean to a small transformer encoder.
 
 Every piece fits one screen and builds on the piece above it: a weighted mean of values
 (``scaled_dot_product_attention``), the masks that say who may look at whom, several such means side by
@@ -31,6 +31,7 @@ from torch.nn import functional
 
 __all__ = [
     "BlockStack",
+    "CrossAttention",
     "EncoderBlock",
     "FeedForward",
     "MultiHeadAttention",
@@ -244,13 +245,22 @@ def present_tokens(lengths: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=lengths.device) < lengths.unsqueeze(-1)  # (B, T)
 
 
-def padding_mask(present: Tensor) -> Tensor:
-    """Real tokens only: from (B, T), True or 1 at a token, to (B, 1, 1, T) for all heads and queries.
+def padding_mask(present: Tensor, queries: Tensor | None = None) -> Tensor:
+    """Real tokens only: from (B, Tk), True or 1 at a token, to (B, 1, 1, Tk) for all heads and queries.
 
     A tokenizer's ``attention_mask`` can be passed as it is. The two axes in the middle matter: a bare (B, T)
     would be read as (Tq, Tk), and would even fit where B equals T.
+
+    Args:
+        present: (B, Tk) of the keys; more axes may stand in front.
+        queries: (B, Tq) of the queries, where they are another sequence than the keys. A query that is
+            padding then looks at nothing. Without it such a query looks at the keys like any other.
+
+    Returns:
+        (B, 1, 1, Tk) bool; with ``queries`` (B, 1, Tq, Tk).
     """
-    return present.bool()[..., None, None, :]
+    mask = present.bool()[..., None, None, :]  # (B, 1, 1, Tk)
+    return mask if queries is None else mask & queries.bool()[..., None, :, None]
 
 
 def combine_masks(*masks: Tensor | None) -> Tensor | None:
@@ -326,8 +336,11 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Let each token of ``x`` look at the context, or at ``x`` itself.
 
+        The axes in front of (T, d) broadcast: x (U, 1, Tq, d) and a context (1, I, Tk, c) meet in all U x I
+        pairs, while the linear maps of either are computed once.
+
         Args:
-            x: (B, Tq, d) or (Tq, d).
+            x: (B, Tq, d) or (Tq, d), or with more axes in front.
             context: (B, Tk, c) or (Tk, c); ``x`` when not given.
             mask: (Tq, Tk) for all sequences, (B, Tq, Tk) for each, or anything that broadcasts to
                 (B, H, Tq, Tk), such as the (B, 1, 1, Tk) of ``padding_mask``. Boolean (``True`` takes
@@ -465,6 +478,39 @@ class EncoderBlock(nn.Module):
     def weights(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Who looks at whom in this block: (B, H, T, T), for the same arguments as ``forward``."""
         return self.attention.weights(self.attention_norm(x) if self.pre else x, None, mask, is_causal)
+
+
+class CrossAttention(nn.Module):
+    """One sequence looks at another; what it finds there is added (Vaswani et al. 2017, section 3.2.3).
+
+        x + attention(LayerNorm(x), LayerNorm(context))
+
+    The second sublayer of that paper's decoder block, normalized as by ``EncoderBlock`` with ``norm="pre"``.
+    To a token that may look at nothing the bias of the output map is added, and nothing else.
+
+    Args:
+        dim: Features of a token, of both sequences.
+        n_heads: Number of attention heads.
+        dropout: Share of what was found that is dropped in training.
+        eps: What LayerNorm adds to the variance.
+        fused: Use torch's fused attention kernel.
+    """
+
+    def __init__(
+        self, dim: int, n_heads: int, *, dropout: float = 0.0, eps: float = 1e-5, fused: bool = True
+    ) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, n_heads, fused=fused)
+        self.norm, self.context_norm = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Takes x (B, Tq, d), context (B, Tk, d); gives (B, Tq, d). See ``MultiHeadAttention.forward``."""
+        return x + self.dropout(self.attention(self.norm(x), self.context_norm(context), mask))
+
+    def weights(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Who looks at whom: (B, H, Tq, Tk), for the same arguments as ``forward``."""
+        return self.attention.weights(self.norm(x), self.context_norm(context), mask)
 
 
 class BlockStack(nn.ModuleList):

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recsys_lib.attention import (
+    CrossAttention,
     EncoderBlock,
     FeedForward,
     MultiHeadAttention,
@@ -424,6 +425,79 @@ def test_heads_equal_torch(fused: bool, context_dim: int | None) -> None:
 
 
 @FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cross_attention_with_padding_on_both_sides_equals_torch(fused: bool, dtype: torch.dtype) -> None:
+    """Values and gradients where there is a query; at padding nothing, where torch has no number."""
+    torch.manual_seed(0)
+    ours = MultiHeadAttention(16, 4, context_dim=12, fused=fused)
+    theirs = torch_attention(ours)
+    lengths_x, lengths = torch.tensor([4, 2, 3]), torch.tensor([5, 1, 0])
+    real, present = present_tokens(lengths_x, 4), present_tokens(lengths, 5)  # (B, Tq), (B, Tk)
+    x, context = draw(3, 4, 16), draw(3, 5, 12, seed=1)
+    kept = real & (lengths > 0)[:, None]  # queries that have something to look at
+    # Rows without any key are asked about all keys in torch, and then left out.
+    shut = ~present & (lengths > 0)[:, None]
+    expected = values_and_gradients(lambda x, c: theirs(x, c, c, shut)[0] * kept[:, :, None], x, context)
+    ours = ours.to(dtype)
+    mask = padding_mask(present, real)
+    assert mask.shape == (3, 1, 4, 5)
+    actual = values_and_gradients(
+        lambda x, c: ours(x, c, mask) * kept[:, :, None], x.to(dtype), context.to(dtype)
+    )
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 5e-3}[dtype]
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        close(a.float(), e, atol=tolerance, rtol=0)
+    # The other queries get the bias of the output map and send nothing back.
+    whole, to_x, to_context = values_and_gradients(
+        lambda x, c: ours(x, c, mask) * ~kept[:, :, None], x.to(dtype), context.to(dtype)
+    )
+    assert (whole[~kept] == ours.output.bias).all()
+    assert not to_x.any()
+    assert not to_context.any()
+    assert not ours.weights(x.to(dtype), context.to(dtype), mask).transpose(1, 2)[~kept].any()
+
+
+@FORMS
+def test_all_pairs_of_two_batches_meet_by_broadcasting(fused: bool) -> None:
+    """Users (U, 1, Tq, d) and items (1, I, Tk, d): each pair as if it were alone."""
+    torch.manual_seed(0)
+    cross = CrossAttention(8, 2, fused=fused)
+    x, context = draw(3, 4, 8), draw(2, 5, 8, seed=1)
+    real = present_tokens(torch.tensor([4, 2, 0]), 4)
+    present = present_tokens(torch.tensor([5, 3]), 5)
+    mask = padding_mask(present[None], real[:, None])  # (U, I, 1, Tq, Tk)
+    together = cross(x[:, None], context[None], mask)  # (U, I, Tq, d)
+    weights = cross.weights(x[:, None], context[None], mask)  # (U, I, H, Tq, Tk)
+    assert together.shape == (3, 2, 4, 8)
+    for user in range(3):
+        for item in range(2):
+            n, m = int(real[user].sum()), int(present[item].sum())
+            alone = cross(x[user, :n], context[item, :m])  # (n, d)
+            close(together[user, item, :n], alone, atol=1e-6, rtol=0)
+            alone = cross.weights(x[user, :n], context[item, :m])  # (H, n, m)
+            close(weights[user, item, :, :n, :m], alone, atol=1e-6, rtol=0)
+            assert not weights[user, item, :, n:].any()
+            assert not weights[user, item, :, :, m:].any()
+
+
+def test_cross_attention_equals_the_sublayer_of_torchs_decoder() -> None:
+    torch.manual_seed(0)
+    ours = CrossAttention(16, 4).eval()
+    nn.init.normal_(ours.norm.weight)
+    theirs = nn.TransformerDecoderLayer(16, 4, norm_first=True, batch_first=True, dropout=0.0)
+    theirs.multihead_attn.load_state_dict(torch_attention(ours.attention).state_dict())
+    theirs.norm2.load_state_dict(ours.norm.state_dict())
+    x, memory = draw(2, 4, 16), draw(2, 5, 16, seed=1)
+    normed = functional.layer_norm(memory, (16,))
+    close(ours(x, memory), x + theirs._mha_block(theirs.norm2(x), normed, None, None), atol=1e-5, rtol=0)
+    # What is dropped is what was found; the residual goes through.
+    dropping = CrossAttention(16, 4, dropout=1.0)
+    assert torch.equal(dropping(x, memory), x)
+    assert not torch.equal(dropping.eval()(x, memory), x)
+
+
+@FORMS
 def test_a_mask_for_each_sequence_is_not_one_for_each_head(fused: bool) -> None:
     """(B, Tq, Tk) belongs to the sequences, also where there are as many heads as sequences."""
     attention = MultiHeadAttention(8, 2, fused=fused)
@@ -671,6 +745,7 @@ def test_no_tensor_is_made_on_another_device(norm: str, positions: str, fused: b
     """On torch's meta device an operation with a tensor of the CPU fails, so a slip shows without a GPU."""
     with torch.device("meta"):
         encoder = TransformerEncoder(30, 16, 2, 4, n_segments=2, norm=norm, positions=positions, fused=fused)
+        cross = CrossAttention(16, 2, fused=fused)
         ids, lengths = torch.zeros(2, 7, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
     with OnMetaOnly():
         present = present_tokens(lengths, 7)
@@ -680,4 +755,9 @@ def test_no_tensor_is_made_on_another_device(norm: str, positions: str, fused: b
                 encoder(ids, present, present.long(), mask=mask, is_causal=is_causal).sum().backward()
                 encoder.trace(ids, present, mask=mask, is_causal=is_causal)
         causal_mask(3, device="meta")
+        cross(
+            torch.zeros(2, 1, 7, 16, device="meta"),
+            torch.zeros(1, 3, 5, 16, device="meta"),
+            padding_mask(torch.ones(1, 3, 5, device="meta"), present[:, None]),
+        ).sum().backward()
     assert sinusoidal_positions(3, 4, device="meta").device.type == "meta"
