@@ -366,6 +366,27 @@ class MultiHeadAttention(nn.Module):
         k = self._split(self.key(x if context is None else context))  # (B, H, Tk, d/H)
         return attention_weights(q, k, self._per_head(mask, x), is_causal)  # (B, H, Tq, Tk)
 
+    def pooled(self, x: Tensor, context: Tensor, shares: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What all queries find, summed by shares: ``(shares[..., None] * forward(...)).sum(-2)``.
+
+        A sum of weighted means is a mean weighted by the sums, so that the (B, Tq, d) results are never made.
+
+        Args:
+            x: (B, Tq, d), as for ``forward``.
+            context: (B, Tk, c).
+            shares: (B, Tq), what each query counts.
+            mask: as for ``forward``.
+
+        Returns:
+            (B, d)
+        """
+        v = self._split(self.value(context))  # (B, H, Tk, d/H)
+        weights = self.weights(x, context, mask)  # (B, H, Tq, Tk)
+        looked = shares[..., None, None, :].to(weights.dtype) @ weights  # (B, H, 1, Tk)
+        heads = (looked @ v.to(weights.dtype)).to(x.dtype)  # (B, H, 1, d/H)
+        found = functional.linear(heads.transpose(-3, -2).flatten(-2).squeeze(-2), self.output.weight)
+        return found if self.output.bias is None else found + self.output.bias * shares.sum(-1, keepdim=True)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)  # (B, T, d) -> (B, H, T, d/H)
 
@@ -507,6 +528,11 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Takes x (B, Tq, d), context (B, Tk, d); gives (B, Tq, d). See ``MultiHeadAttention.forward``."""
         return x + self.dropout(self.attention(self.norm(x), self.context_norm(context), mask))
+
+    def pooled(self, x: Tensor, context: Tensor, shares: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The sum of the tokens of ``forward`` by shares (B, Tq), which are not made one by one: (B, d)."""
+        found = self.attention.pooled(self.norm(x), self.context_norm(context), shares, mask)  # (B, d)
+        return (shares[..., None, :].to(x.dtype) @ x).squeeze(-2) + self.dropout(found)
 
     def weights(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Who looks at whom: (B, H, Tq, Tk), for the same arguments as ``forward``."""

@@ -3,6 +3,7 @@
 from recsys_lib.models.als import ALS
 from recsys_lib.models.autoencoder import MultDAE, MultVAE
 from recsys_lib.models.autorec import AutoRec
+from recsys_lib.models.attention_score import AttentionScore
 from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.blend import Blend
@@ -11,7 +12,9 @@ from recsys_lib.models.content import TfidfContent
 from recsys_lib.models.contrastive import ContrastiveSASRec
 from recsys_lib.models.core.contract import NotFittedError, Recommender
 from recsys_lib.models.core.histories import HistoryReader
+from recsys_lib.models.cross_attention import CrossAttentionRecommender
 from recsys_lib.models.cross_encoder import CrossEncoder
+from recsys_lib.models.din import DIN
 from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
 from recsys_lib.models.item_feature_ridge import ItemFeatureRidge
@@ -29,6 +32,7 @@ from recsys_lib.models.user_as_text import UserAsText
 __all__ = [
     "ALS",
     "BPR",
+    "DIN",
     "EASE",
     "AutoRec",
     "BERT4Rec",
@@ -36,6 +40,11 @@ __all__ = [
     "Blend",
     "CollectiveEASE",
     "ContrastiveSASRec",
+    "AttentionScore",
+    "BERT4Rec",
+    "BiasedMF",
+    "Blend",
+    "CrossAttentionRecommender",
     "CrossEncoder",
     "HistoryReader",
     "ItemFeatureRidge",

@@ -12,6 +12,7 @@ language model. All three are ``TextVectors``: ``encode`` gives one vector a tex
 code that can be read on one screen.
 
 ``CausalLM`` asks a language model how likely a text is after another, with no vector between.
+``TextWords`` keeps a text's words apart, each with a vector.
 
 ``pairs`` joins two texts into one sequence, for models that read both at once.
 
@@ -27,6 +28,7 @@ from recsys_lib.text.pooling import pool
 from recsys_lib.text.pretrained import minilm_folder
 from recsys_lib.text.static import StaticEncoder
 from recsys_lib.text.terms import TfidfEncoder
+from recsys_lib.text.words import TextWords
 
 __all__ = [
     "CausalLM",
@@ -34,6 +36,7 @@ __all__ = [
     "StaticEncoder",
     "TextEncoder",
     "TextVectors",
+    "TextWords",
     "TfidfEncoder",
     "from_bert_state",
     "gemma_folder",

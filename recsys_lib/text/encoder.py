@@ -133,6 +133,18 @@ class TextEncoder:
         tokens.pop("pooled", None)
         return self._batch(tokens, range(len(tokens["input_ids"])))
 
+    @torch.no_grad()
+    def hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        """The last layer's vector of each token, for a batch of ``tokenize``: (B, T, d), no gradient."""
+        return self._hidden(self.model, batch)
+
+    @torch.no_grad()
+    def token_vectors(self) -> Tensor:
+        """The table that the first layer reads: (vocabulary, d), a vector a token wherever it stands."""
+        table: Any = self.model.token_embedding if self.own else self.model.get_input_embeddings()  # type: ignore[operator]
+        weight: Tensor = table.weight
+        return weight.detach()
+
     def encode(
         self,
         texts: Iterable[Any],

@@ -481,6 +481,29 @@ def test_all_pairs_of_two_batches_meet_by_broadcasting(fused: bool) -> None:
             assert not weights[user, item, :, :, m:].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooled_is_the_weighted_sum_of_what_is_found(dtype: torch.dtype) -> None:
+    """Values and gradients, for all pairs of two batches, with padding and shares of every kind."""
+    torch.manual_seed(0)
+    cross = CrossAttention(8, 2)
+    nn.init.normal_(cross.attention.output.bias)
+    real = present_tokens(torch.tensor([4, 2, 0]), 4)
+    mask = padding_mask(present_tokens(torch.tensor([5, 0]), 5)[None], real[:, None])
+    inputs = draw(3, 4, 8), draw(2, 5, 8, seed=1), draw(3, 4, seed=2) * real
+
+    def whole(x: Tensor, context: Tensor, shares: Tensor) -> Tensor:
+        return (shares[:, None, :, None] * cross(x[:, None], context[None], mask)).sum(-2)  # (U, I, d)
+
+    expected = values_and_gradients(whole, *inputs)
+    cross = cross.to(dtype)
+    actual = values_and_gradients(
+        lambda x, context, shares: cross.pooled(x[:, None], context[None], shares[:, None], mask),
+        *(x.to(dtype) for x in inputs),
+    )
+    for a, e in zip(actual, expected, strict=True):
+        close(a.float(), e, atol=1e-5 if dtype == torch.float32 else 0.2, rtol=0)
+
+
 def test_cross_attention_equals_the_sublayer_of_torchs_decoder() -> None:
     torch.manual_seed(0)
     ours = CrossAttention(16, 4).eval()

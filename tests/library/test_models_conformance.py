@@ -34,6 +34,7 @@ from recsys_lib.kernels import Features
 from recsys_lib.models import (
     ALS,
     BPR,
+    DIN,
     EASE,
     AutoRec,
     BERT4Rec,
@@ -41,6 +42,11 @@ from recsys_lib.models import (
     Blend,
     CollectiveEASE,
     ContrastiveSASRec,
+    AttentionScore,
+    BERT4Rec,
+    BiasedMF,
+    Blend,
+    CrossAttentionRecommender,
     CrossEncoder,
     HistoryReader,
     ItemFeatureRidge,
@@ -65,8 +71,11 @@ from recsys_lib.models import (
     UserKNN,
 )
 from recsys_lib.models.content import term_counts, tokenize
+from recsys_lib.models.content import term_counts
+from recsys_lib.models.core.event_words import EventWords
 from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 from recsys_lib.pipeline import Pipeline
+from recsys_lib.text import TextWords
 
 REFERENCES = Path(__file__).with_name("references.json")
 
@@ -129,6 +138,25 @@ class Words:
 def user_as_text(texts: list[str]) -> UserAsText:
     """One on a very small encoder with random weights, which tells apart the two words that matter."""
     return UserAsText(texts, whitening=0.0, text_model=small_bert(("thunder", "meadow", ";")))
+def few_words(texts: list[str]) -> TextWords:
+    """Each text's words with vectors of their own; of MovieLens the year and the genres alone."""
+    read = [
+        re.findall(r"[0-9]{4}|[\w'-]+(?=[,.])", text.rpartition("(")[2]) or text.split() for text in texts
+    ]
+    names = sorted({word for row in read for word in row})
+    width = max(map(len, read))
+    rows = [[names.index(word) for word in row] + [-1] * (width - len(row)) for row in read]
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    vectors = torch.randn(len(names), 24, generator=generator, device="cpu", dtype=torch.float32)
+    return TextWords(torch.tensor(rows, device="cpu"), vectors, tuple(names))
+
+
+def event_words(cls: type[EventWords], texts: list[str], **options: Any) -> EventWords:
+    """One that learns a small problem within a second; of MovieLens it has the size to do so in ten."""
+    small = {"dim": 16, "max_history": 8, "epochs": 25, "batch_size": 64, "learning_rate": 0.01}
+    if len(texts) > 1000:
+        small |= {"epochs": 2, "batch_size": 256, "max_words": 6}
+    return cls(text=few_words(texts), **(small | options))
 
 
 def cross_encoder(texts: list[str], **options: Any) -> CrossEncoder:
@@ -320,6 +348,11 @@ CASES = {
         lambda texts: cross_encoder(texts, max_history=1, epochs=1, max_examples=8000),
         cold="same",
     ),
+    "CrossAttentionRecommender": Case(
+        lambda texts: event_words(CrossAttentionRecommender, texts), cold="same", pairs=True
+    ),
+    "AttentionScore": Case(lambda texts: event_words(AttentionScore, texts), cold="same", pairs=True),
+    "DIN": Case(lambda texts: event_words(DIN, texts), cold="same", pairs=True),
     "LinearListwise": Case(
         lambda texts: LinearListwise(l2=5.0, n_candidates=10, epochs=5),
         lambda texts: LinearListwise(max_examples=6000),
@@ -815,6 +848,7 @@ READERS = [name for name, case in CASES.items() if reads(case.make(TEXTS))]
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
     """(n_users, n_items): scores from histories that are handed over."""
     if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder | UserAsText):
+    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder | EventWords):
         return model.score_histories(inter.histories())
     times = inter.timestamps.split(inter.user_counts().tolist())
     return model.score_histories(inter.histories(), times)
@@ -825,6 +859,9 @@ def test_models_that_read_histories_are_known():
         ItemKNN, TfidfContent, TextProfile, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline,
         CrossEncoder, UserAsText, CollectiveEASE, LinearListwise, PairNetwork, Blend,
         StackedLinear, StackedNetwork
+        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline, CrossEncoder,
+        LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork, CrossAttentionRecommender,
+        AttentionScore, DIN
     }  # fmt: skip
 
 
