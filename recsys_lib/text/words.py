@@ -65,6 +65,23 @@ class TextWords:
         """The words of a text in their order, by name."""
         return [self.names[row] for row in self.rows[text].tolist() if row >= 0]
 
+    def reduced(self, dim: int) -> "TextWords":
+        """The same words in fewer features: the principal components of the vectors of all V words.
+
+        Reading a word then costs less; what is lost is what the words differ in least.
+
+        Args:
+            dim: features to keep, at most those that there are.
+        """
+        if not 1 <= dim <= self.vectors.shape[1]:
+            raise ValueError(f"dim must be 1 to {self.vectors.shape[1]}, got {dim}")
+        centered = (self.vectors - self.vectors.mean(dim=0)).double()  # (V, D)
+        _, axes = torch.linalg.eigh(centered.mT @ centered)  # ascending
+        kept = axes[:, -dim:].flip(1)  # (D, dim)
+        # An axis has no direction of its own: the largest entry is made positive, on every machine.
+        sign = kept.gather(0, kept.abs().argmax(dim=0, keepdim=True)).sign()  # (1, dim)
+        return TextWords(self.rows, (centered @ (kept * sign)).float(), self.names)
+
     @classmethod
     def of(
         cls,

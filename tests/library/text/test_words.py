@@ -51,6 +51,20 @@ def test_the_librarys_own_encoder_gives_the_same(encoder) -> None:
         assert_close(ours.vectors, theirs.vectors, rtol=1e-3, atol=1e-4)
 
 
+def test_fewer_features_keep_the_distances_that_matter() -> None:
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(20, 2, generator=generator) @ torch.randn(2, 6, generator=generator) + 3.0  # a plane
+    words = TextWords(torch.arange(20)[:, None], flat, tuple(map(str, range(20))))
+    small = words.reduced(2)
+    assert small.vectors.shape == (20, 2)
+    assert_close(torch.cdist(small.vectors, small.vectors), torch.cdist(flat, flat), rtol=1e-3, atol=1e-3)
+    assert small.vectors[:, 0].var() > small.vectors[:, 1].var()
+    assert (small.names, small.rows is words.rows) == (words.names, True)
+    assert_close(words.reduced(1).vectors, small.vectors[:, :1])
+    with pytest.raises(ValueError, match="dim must be 1 to 6, got 7"):
+        words.reduced(7)
+
+
 def test_what_does_not_fit_is_refused(encoder) -> None:
     with pytest.raises(ValueError, match="point into the 2 vectors"):
         TextWords(torch.tensor([[0, 2]]), torch.ones(2, 3))
