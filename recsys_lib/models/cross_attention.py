@@ -150,15 +150,24 @@ class CrossAttentionRecommender(EventWords):
 
         Returns:
             How much each of the T events looked at each of the W words, (N, H, T, W), and how much each word
-            looked at each event, (N, H, W, T). A row sums to one, or to zero at padding. The words are those
-            of ``items_side``: the number first, where it is read.
+            looked at each event, (N, H, W, T). A row sums to one, or to zero at padding and where
+            ``direction`` lets nobody look. The words are those of ``items_side``: the number first, where it
+            is read.
+
+        Raises:
+            NotFittedError, TypeError, ValueError, IndexError: as ``predict``; a user without events has
+                nothing to look at.
         """
         users = self._check_users(users).to(self.device)  # (N,)
         items = check_indices(items, self.n_items, "item").to(self.device)  # (N,)
-        events = self.events_side(self._of_users(users))  # (N, T, d)
-        words = self.items_side(items)  # (N, W, d)
+        past = self._of_users(users)
+        if len(empty := users[past.lengths == 0]):
+            raise ValueError(f"user {int(empty[0])} has no events to look at")
+        events, words = self.events_side(past), self.items_side(items)  # (N, T, d), (N, W, d)
         both = padding_mask(words.present, events.present)  # (N, 1, T, W)
+        looks = {"history": [True, False], "words": [False, True], "both": [True, True]}
+        to_words, to_events = looks.get(self.direction, [False, False])
         return (
-            self.to_words.weights(events.x, words.x, both),
-            self.to_events.weights(words.x, events.x, both.mT),
+            self.to_words.weights(events.x, words.x, both & to_words),
+            self.to_events.weights(words.x, events.x, both.mT & to_events),
         )

@@ -12,6 +12,7 @@ from recsys_lib.chapter.runs import RecordedRun, code_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "book" / "recorded" / "cross_attention.json"
+LONG = RECORDED.with_name("cross_attention_long.json")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,17 @@ def test_the_benchmark_compares_what_the_recorded_run_compares(benchmark):
     assert all(0 <= value < 1 for value in found["values"]["ndcg@10"].values())
     assert "people never trained on" in benchmark.table(found)
     assert all(code_hash(name) for name in benchmark.CODE)
+
+
+@pytest.mark.slow
+def test_the_longer_benchmark_compares_what_its_recorded_run_compares(benchmark):
+    found = benchmark.long_run(only=40, every=4, epochs=1)
+    recorded = RecordedRun.read(LONG)
+    assert found["values"].keys() == recorded.values.keys()
+    assert found["settings"].keys() == recorded.settings.keys()
+    assert found["inputs"] == recorded.inputs
+    assert found["values"]["ndcg@10"].keys() == recorded.values["ndcg@10"].keys()
+    assert all(code_hash(name) for name in benchmark.LONG_CODE)
 
 
 def test_the_recorded_differences_are_those_of_the_scores(benchmark):

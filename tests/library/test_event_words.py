@@ -321,6 +321,12 @@ def test_attention_can_be_looked_at() -> None:
         assert not to_words[row, :, :, n_words[row] :].any()
         close(to_events[row, :, : n_words[row]].sum(dim=-1), torch.ones(2, int(n_words[row])))
         assert not to_events[row, :, n_words[row] :].any()
+    for direction, there in (("history", [True, False]), ("words", [False, True]), ("none", [False, False])):
+        of_one = fit(make(direction=direction)).attention(users, items)
+        assert [bool(weights.any()) for weights in of_one] == there
+    events = ratings().positives(4.0)
+    with pytest.raises(ValueError, match="user 3 has no events"):
+        fit(make(), events[events.users != 3]).attention(users, items)
     with pytest.raises(IndexError, match="user 12 is unknown"):
         model.attention(torch.tensor([12]), torch.tensor([0]))
     with pytest.raises(IndexError, match="item 9 is unknown"):

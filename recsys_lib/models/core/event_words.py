@@ -97,7 +97,8 @@ class EventWords(TrainedRecommender[PastAndTarget], HistoryReader):
     An action is a rating, or any other code in the place of a rating (1 for a click, 2 for a purchase):
     each distinct value of the events of ``fit`` is one. ``actions`` are all events of the users, such as
     dislikes, where ``fit`` is given likes alone. Of them those are read that came no later than the user's
-    last event in ``fit``: what is held out, and what came after it, stays unread.
+    last event in ``fit``: what is held out, and what came after it, stays unread. Where something is held out
+    that is not later, as with items that shall be new, leave its events out of ``actions``.
 
     **The item's side.** Its words, each the vector of a frozen encoder, mapped (``text``); its number, as one
     more word; or both. What is read of words is there for an item that nobody has chosen yet. The vector of
