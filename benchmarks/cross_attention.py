@@ -51,7 +51,7 @@ SHAPE = {
     "max_words": 8,
     "n_negatives": 2,
     "batch_size": 128,
-    "learning_rate": 0.01,
+    "learning_rate": 0.005,
 }
 FULL = "full model"
 LONG = {"dim": 32, "n_negatives": 4, "learning_rate": 0.003, "epochs": 8}
@@ -92,7 +92,10 @@ class AveragedHeads(CrossAttentionRecommender):
         super().build()
         for cross in (self.to_words, self.to_events):
             assert isinstance(cross, CrossAttention)
-            cross.attention.output = MeanOfHeads(self.dim, self.n_heads)  # type: ignore[assignment]
+            mean = MeanOfHeads(self.dim, self.n_heads)
+            nn.init.zeros_(mean.one.weight)
+            nn.init.zeros_(mean.one.bias)
+            cross.attention.output = mean  # type: ignore[assignment]
 
 
 def words_of(data: MovieLens) -> TextWords:
@@ -118,6 +121,7 @@ def rows(words: TextWords, ratings: Interactions, seed: int) -> dict[str, partia
         "events look at words": partial(cross, direction="history"),
         "words look at events": partial(cross, direction="words"),
         "linear head": partial(cross, head="linear"),
+        "random start": partial(cross, zero_start=False),
         "maximum pooling": partial(cross, pooling="max"),
         "attention pooling": partial(cross, pooling="attention"),
         "no action types": partial(cross, action_types=False),

@@ -71,11 +71,15 @@ class CrossAttentionRecommender(EventWords):
     the item, so that everybody gets the same list; only cross-attention makes it personal. ``"mlp"`` has one
     hidden layer over [h, c, h * c]. ``"dot"`` is h . c / sqrt(d) + w . c: two towers.
 
+    **Start.** The map of what is found starts at zero, so that the model starts as late fusion, and learns
+    what to add. Started at random, it has to learn first that most of what it finds is noise.
+
     The events' blocks are an encoder: every event sees every other. ``causal`` hides the future of each, as a
     decoder does. Heads are concatenated and mixed by a linear map, as in Vaswani et al. 2017.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.3 (attention of one sequence to
-    another); the arrangement is one that the literature draws in many forms.
+    another), the arrangement is one that the literature draws in many forms; Goyal et al. 2017, "Accurate,
+    Large Minibatch SGD: Training ImageNet in 1 Hour", section 5.1 (a residual branch that starts at zero).
     """
 
     direction: str = option("who looks at whom", default="both", choices=("history", "words", "both", "none"))
@@ -86,6 +90,7 @@ class CrossAttentionRecommender(EventWords):
     n_layers: int = option("transformer blocks over the events", default=1, at_least=0)
     word_layers: int = option("transformer blocks over the words", default=0, at_least=0)
     n_heads: int = option("attention heads", default=2, at_least=1)
+    zero_start: bool = option("what is found counts nothing at first: late fusion is the start", default=True)
     causal: bool = option("an event sees only itself and what came before", default=False)
 
     blocks: BlockStack = learned("over the events")
@@ -113,6 +118,10 @@ class CrossAttentionRecommender(EventWords):
             block.dropout = self.dropped
         # What is found is not dropped: that would be drawn for each pair, at more than all else costs.
         self.to_words, self.to_events = (CrossAttention(d, self.n_heads, fused=False) for _ in range(2))
+        if self.zero_start:
+            for cross in (self.to_words, self.to_events):
+                nn.init.zeros_(cross.attention.output.weight)
+                nn.init.zeros_(cross.attention.output.bias)
         self.pool_events, self.pool_words = Pooling(d, self.pooling), Pooling(d, self.pooling)
         if self.head == "mlp":
             self.top = nn.Sequential(nn.Linear(3 * d, 2 * d), nn.GELU(), nn.Linear(2 * d, 1))

@@ -287,6 +287,19 @@ def test_late_fusion_by_hand() -> None:
     close(model.score_histories([history], [did])[0, 4], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_it_starts_as_late_fusion_and_learns_what_to_add() -> None:
+    def first(**options) -> Tensor:
+        return everyone(fit(make(epochs=1, learning_rate=1e-12, **options)))
+
+    late = first(direction="none")
+    close(first(direction="both"), late, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(first(direction="both", zero_start=False), late, atol=1e-3)
+    trained = fit(make())
+    for cross in (trained.to_words, trained.to_events):
+        assert cross.attention.output.weight.any()
+        assert cross.attention.query.weight.grad.any()
+
+
 def test_with_late_fusion_a_linear_head_gives_everybody_the_same_list() -> None:
     late = everyone(fit(make(direction="none", head="linear")))
     close(late - late[:, :1], (late - late[:, :1])[:1].expand_as(late), rtol=1e-3, atol=1e-5)
