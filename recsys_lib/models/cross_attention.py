@@ -78,8 +78,8 @@ class CrossAttentionRecommender(EventWords):
     decoder does. Heads are concatenated and mixed by a linear map, as in Vaswani et al. 2017.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.3 (attention of one sequence to
-    another), the arrangement is one that the literature draws in many forms; Goyal et al. 2017, "Accurate,
-    Large Minibatch SGD: Training ImageNet in 1 Hour", section 5.1 (a residual branch that starts at zero).
+    another); Goyal et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", section 5.1 (a
+    residual branch that starts at zero). The arrangement is one that the literature draws in many forms.
     """
 
     direction: str = option("who looks at whom", default="both", choices=("history", "words", "both", "none"))

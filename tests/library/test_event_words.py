@@ -179,6 +179,13 @@ def test_an_item_that_nobody_has_chosen_is_scored_by_its_words(cls) -> None:
     assert everyone(both).isfinite().all()
 
 
+@MODELS
+def test_items_without_any_word_are_scored(cls) -> None:
+    silent = TextWords(torch.full((N_ITEMS, 2), -1), torch.zeros(0, 6))
+    for item in ("words", "id+words"):
+        assert everyone(fit(make(cls, text=silent, item=item))).isfinite().all()
+
+
 # --- words and padding -------------------------------------------------------------------------------------
 
 

@@ -213,6 +213,8 @@ class EventWords(TrainedRecommender[PastAndTarget], HistoryReader):
         if len(words) != self.n_items:
             raise ValueError(f"text must be one an item: {self.n_items} items, {len(words)} texts")
         vectors = words.vectors.float()  # (V, D)
+        if not len(vectors):  # texts without any word; a row is needed in whose place padding stands
+            vectors = vectors.new_zeros(1, vectors.shape[1])
         vectors = vectors - vectors.mean(dim=0)
         size = vectors.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)  # ()
         self._keep("word_rows", words.rows[:, : self.max_words])
