@@ -1,9 +1,9 @@
 """The models, one a file, all behind :class:`recsys_lib.models.core.contract.Recommender`."""
 
 from recsys_lib.models.als import ALS
+from recsys_lib.models.attention_score import AttentionScore
 from recsys_lib.models.autoencoder import MultDAE, MultVAE
 from recsys_lib.models.autorec import AutoRec
-from recsys_lib.models.attention_score import AttentionScore
 from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.blend import Blend
@@ -34,16 +34,13 @@ __all__ = [
     "BPR",
     "DIN",
     "EASE",
+    "AttentionScore",
     "AutoRec",
     "BERT4Rec",
     "BiasedMF",
     "Blend",
     "CollectiveEASE",
     "ContrastiveSASRec",
-    "AttentionScore",
-    "BERT4Rec",
-    "BiasedMF",
-    "Blend",
     "CrossAttentionRecommender",
     "CrossEncoder",
     "HistoryReader",

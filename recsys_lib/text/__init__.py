@@ -12,6 +12,7 @@ language model. All three are ``TextVectors``: ``encode`` gives one vector a tex
 code that can be read on one screen.
 
 ``CausalLM`` asks a language model how likely a text is after another, with no vector between.
+
 ``TextWords`` keeps a text's words apart, each with a vector.
 
 ``pairs`` joins two texts into one sequence, for models that read both at once.

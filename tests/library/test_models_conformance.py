@@ -36,16 +36,13 @@ from recsys_lib.models import (
     BPR,
     DIN,
     EASE,
+    AttentionScore,
     AutoRec,
     BERT4Rec,
     BiasedMF,
     Blend,
     CollectiveEASE,
     ContrastiveSASRec,
-    AttentionScore,
-    BERT4Rec,
-    BiasedMF,
-    Blend,
     CrossAttentionRecommender,
     CrossEncoder,
     HistoryReader,
@@ -71,7 +68,6 @@ from recsys_lib.models import (
     UserKNN,
 )
 from recsys_lib.models.content import term_counts, tokenize
-from recsys_lib.models.content import term_counts
 from recsys_lib.models.core.event_words import EventWords
 from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 from recsys_lib.pipeline import Pipeline
@@ -138,6 +134,8 @@ class Words:
 def user_as_text(texts: list[str]) -> UserAsText:
     """One on a very small encoder with random weights, which tells apart the two words that matter."""
     return UserAsText(texts, whitening=0.0, text_model=small_bert(("thunder", "meadow", ";")))
+
+
 def few_words(texts: list[str]) -> TextWords:
     """Each text's words with vectors of their own; of MovieLens the year and the genres alone."""
     read = [
@@ -847,8 +845,7 @@ READERS = [name for name, case in CASES.items() if reads(case.make(TEXTS))]
 
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
     """(n_users, n_items): scores from histories that are handed over."""
-    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder | UserAsText):
-    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder | EventWords):
+    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder | UserAsText | EventWords):
         return model.score_histories(inter.histories())
     times = inter.timestamps.split(inter.user_counts().tolist())
     return model.score_histories(inter.histories(), times)
@@ -856,12 +853,10 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
-        ItemKNN, TfidfContent, TextProfile, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline,
-        CrossEncoder, UserAsText, CollectiveEASE, LinearListwise, PairNetwork, Blend,
-        StackedLinear, StackedNetwork
-        ItemKNN, TfidfContent, EASE, MarkovChain, SASRec, BERT4Rec, TwoTower, Pipeline, CrossEncoder,
-        LinearListwise, PairNetwork, Blend, StackedLinear, StackedNetwork, CrossAttentionRecommender,
-        AttentionScore, DIN
+        ALS, DIN, EASE, AttentionScore, BERT4Rec, Blend, CollectiveEASE, ContrastiveSASRec,
+        CrossAttentionRecommender, CrossEncoder, ItemFeatureRidge, ItemKNN, LinearListwise, MarkovChain,
+        MultDAE, MultVAE, PairNetwork, Pipeline, SASRec, StackedLinear, StackedNetwork, TextProfile,
+        TfidfContent, TwoTower, UserAsText
     }  # fmt: skip
 
 
