@@ -36,9 +36,10 @@ import torch
 from torch import Tensor
 
 from recsys_lib.chapter.runs import write_run
-from recsys_lib.cold_items import ColdItems, Draw, Draws, over_draws
+from recsys_lib.cold_items import ColdItems, Draw
 from recsys_lib.data import Interactions, leave_last_out, load_descriptions, load_movielens
 from recsys_lib.data import descriptions as files
+from recsys_lib.draws import Draws, over_draws
 from recsys_lib.evaluation import Comparison, Report, compare, evaluate
 from recsys_lib.feature_weights import find_weights
 from recsys_lib.kernels import Features
@@ -66,7 +67,10 @@ CODE = (
         )
     ),
     *(f"recsys_lib/models/{name}.py" for name in ("item_feature_ridge", "ease")),
-    *(f"recsys_lib/{name}.py" for name in ("kernels", "feature_weights", "cold_items", "evaluation")),
+    *(
+        f"recsys_lib/{name}.py"
+        for name in ("kernels", "feature_weights", "cold_items", "draws", "evaluation")
+    ),
     *(f"recsys_lib/data/{name}.py" for name in ("descriptions", "film_matching", "splits")),
 )
 SHARE = 0.1

@@ -45,8 +45,9 @@ from torch.nn import functional
 
 from recsys_lib import metrics
 from recsys_lib.chapter.runs import code_hash, write_run
-from recsys_lib.cold_items import ColdItems, Draw, Draws
+from recsys_lib.cold_items import ColdItems, Draw
 from recsys_lib.data import MovieLens, Split, leave_last_out, load_movielens
+from recsys_lib.draws import Draws
 from recsys_lib.evaluation import Comparison, Report, compare, evaluate, paired
 from recsys_lib.files import write_whole
 from recsys_lib.geometry import mean_cosine
@@ -71,7 +72,7 @@ MADE_BY = (
         for name in ("listwise", "memory", "said_next", "years", "titles_by_number")
     ),
     *(f"recsys_lib/text/{name}.py" for name in ("encoder", "likelihood", "pooling", "static", "terms")),
-    *(f"recsys_lib/{name}.py" for name in ("cold_items", "geometry", "models/text_profile")),
+    *(f"recsys_lib/{name}.py" for name in ("cold_items", "draws", "geometry", "models/text_profile")),
 )
 CODE = (
     *MADE_BY,

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from recsys_lib.chapter.runs import RecordedRun, code_hash
-from recsys_lib.cold_items import ColdItems, Draws
+from recsys_lib.cold_items import ColdItems
 from recsys_lib.data import Interactions, descriptions
+from recsys_lib.draws import Draws
 from recsys_lib.models import ItemFeatureRidge
 
 ROOT = Path(__file__).resolve().parents[2]
