@@ -52,7 +52,14 @@ def small_edition(path, n_users=280, n_items=700, seed=5):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "chapter",
-    ["03_cosine_similarity", "04_bpr", "05_two_tower", "06_cross_encoder", "09_cross_attention"],
+    [
+        "03_cosine_similarity",
+        "04_bpr",
+        "05_two_tower",
+        "06_cross_encoder",
+        "07_llm_embeddings",
+        "09_cross_attention",
+    ],
 )
 def test_a_chapter_runs_on_other_data_with_another_seed(chapter, tmp_path):
     (tmp_path / "data" / "movielens").mkdir(parents=True)
