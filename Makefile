@@ -69,7 +69,7 @@ serve-api: env ## serve the saved pipeline PIPELINE as recommendations over HTTP
 test: lint unit notebook-tests book ## everything: checks, execution, build, all tests
 	$(BIN)/python -m pytest -n 2 tests
 
-unit: env ## the library's quick tests, in under a minute
+unit: env ## the library's tests, but for the slowest; some minutes
 	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/library
 
 # Status 3: there is no GPU, and the command has said so.
