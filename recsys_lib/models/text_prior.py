@@ -11,7 +11,7 @@ from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import row_of_each
 from recsys_lib.devices import in_float32
 from recsys_lib.losses import softmax_loss
-from recsys_lib.models.core.item_text import MINILM, ItemText, TextVectors
+from recsys_lib.models.core.item_text import MINILM, ItemText, TextVectors, take_texts
 from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.models.core.trained import TrainedRecommender
 from recsys_lib.similarity import cosine
@@ -76,29 +76,15 @@ class TextPriorMF(TrainedRecommender[_Chosen]):
 
     def build(self) -> None:
         """Makes the vectors, and takes the texts or keeps those at hand."""
-        if self.text is not None:
-            self.item_text = ItemText()
-            self.item_text.keep(self.text, self.n_items, self.encoder, self.text_model, tokens=False)
-            self.text_dim = self.item_text.vectors.shape[1]
-        elif self.text_dim is None:
-            raise ValueError(
-                "TextPriorMF needs the items' texts: TextPriorMF(texts), one text an item or their vectors "
-                "(n_items, D)"
-            )
-        elif "item_text" not in self._modules:
-            self.item_text = ItemText()
+        text_dim = take_texts(self)
         self.user_factors = nn.Parameter(torch.zeros(self.n_users, self.dim))
         self.item_factors = nn.Parameter(torch.zeros(self.n_items, self.dim))
         self.item_bias = nn.Parameter(torch.zeros(self.n_items))
-        self.text_map = nn.Linear(self.text_dim, self.dim + 1, bias=False)
+        self.text_map = nn.Linear(text_dim, self.dim + 1, bias=False)
 
     @torch.no_grad()
     def prepare(self, events: Interactions, generator: torch.Generator) -> _Chosen:
         """Small random vectors, a map of zeros; each distinct pair of the events is one example."""
-        if len(self.item_text.vectors) != self.n_items:
-            raise ValueError(
-                f"text must be one an item: {self.n_items} items, {len(self.item_text.vectors)} texts"
-            )
         crow, items = events.csr()  # (n_users + 1,), (E,)
         self.user_factors.normal_(0.0, self.init_scale, generator=generator)
         self.item_factors.normal_(0.0, self.init_scale, generator=generator)

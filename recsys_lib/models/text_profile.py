@@ -12,7 +12,7 @@ from recsys_lib.devices import in_float32
 from recsys_lib.geometry import Whitening
 from recsys_lib.models.core.checks import check_histories
 from recsys_lib.models.core.histories import RecencyWeighted, recency_weights
-from recsys_lib.models.core.item_text import MINILM, ItemText, TextVectors
+from recsys_lib.models.core.item_text import MINILM, ItemText, TextVectors, take_texts
 from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.similarity import normalize
 
@@ -81,23 +81,11 @@ class TextProfile(RecencyWeighted):
 
     def build(self) -> None:
         """Takes the texts, or keeps those of an earlier fit or of a file."""
-        if self.text is not None:
-            self.item_text = ItemText()
-            self.item_text.keep(self.text, self.n_items, self.encoder, self.text_model, tokens=False)
-            self.text_dim = self.item_text.vectors.shape[1]
-        elif self.text_dim is None:
-            raise ValueError(
-                "TextProfile needs the items' texts: TextProfile(texts), one text an item or their vectors "
-                "(n_items, D)"
-            )
-        elif "item_text" not in self._modules:
-            self.item_text = ItemText()
+        take_texts(self)
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         self._keep_histories(interactions)
         known = self.item_text.vectors.float()  # (n_items, D), centered
-        if len(known) != self.n_items:
-            raise ValueError(f"text must be one an item: {self.n_items} items, {len(known)} texts")
         axes = torch.eye(known.shape[1], device=known.device)  # (D, D)
         if self.whitening and len(known) > 1:  # with power 0, and with one item, centered is all there is
             found = Whitening.fit(known, self.whitening)

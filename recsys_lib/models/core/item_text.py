@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recsys_lib.text import TextEncoder
 
-__all__ = ["MINILM", "ItemText", "TextVectors", "checked_vectors", "text_encoder"]
+__all__ = ["MINILM", "ItemText", "TextVectors", "checked_vectors", "take_texts", "text_encoder"]
 
 MINILM = "all-MiniLM-L6-v2"  # the packaged encoder, under the name of its authors
 
@@ -124,6 +124,37 @@ class ItemText(nn.Module):
                 "new text: set its attribute encoder, or give the text's vector"
             )
         return self.of_vectors((encoder or text_encoder(name)).encode(list(texts)))
+
+
+def take_texts(model: Any) -> int:
+    """Gives a model the vectors of its items' texts, in ``build``; or keeps those of an earlier fit.
+
+    Args:
+        model: with the options ``text``, ``encoder``, ``text_model`` and ``text_dim``; its ``item_text`` and
+            ``text_dim`` are set. One that is loaded from a file gets an empty ``item_text``, to be filled.
+
+    Returns:
+        D, the length of a text's vector.
+
+    Raises:
+        ValueError: it has no texts, or as many as another catalog had; and as ``ItemText.keep``.
+    """
+    name = type(model).__name__
+    if model.text is not None:
+        model.item_text = ItemText()
+        model.item_text.keep(model.text, model.n_items, model.encoder, model.text_model, tokens=False)
+        model.text_dim = model.item_text.vectors.shape[1]
+    elif model.text_dim is None:
+        raise ValueError(
+            f"{name} needs the items' texts: {name}(texts), one text an item or their vectors (n_items, D)"
+        )
+    elif "item_text" not in model._modules:
+        model.item_text = ItemText()
+    elif len(model.item_text.vectors) != model.n_items:
+        raise ValueError(
+            f"text must be one an item: {model.n_items} items, {len(model.item_text.vectors)} texts"
+        )
+    return int(model.text_dim)
 
 
 def token_table(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:

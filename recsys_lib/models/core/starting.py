@@ -115,11 +115,9 @@ class Start:
                 f"{name} is {tuple(given.shape)} in the model to start from and {tuple(mine.shape)} here; "
                 f"give both the same options, or leave this part out"
             )
-        common = n_items if of_items and rows[0] != rows[1] else slice(None)
-        if isinstance(common, int):
-            mine[:common] = given[:common].to(mine)
-        else:
-            mine.copy_(given)
+        if rows[0] != rows[1]:
+            mine, given = mine[:n_items], given[:n_items]
+        mine.copy_(given)
 
     def _check_items(self, name: str, n_items: int, item_ids: pd.Index | None) -> None:
         if self.item_ids is None or item_ids is None:
