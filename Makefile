@@ -65,8 +65,8 @@ serve-api: env ## serve the saved pipeline PIPELINE as recommendations over HTTP
 	@[ -f "$(PIPELINE)/config.json" ] || { echo "there is no saved pipeline in $(PIPELINE): chapter 6 saves one (make execute); or say where: make serve-api PIPELINE=folder" >&2; exit 1; }
 	@$(BIN)/python -m recsys_lib.serve "$(PIPELINE)" --port $(API_PORT)
 
-# Quick checks first, so that a mistake shows early; the last run covers every test there is.
-test: lint unit notebook-tests book ## everything: checks, execution, build, all tests
+# Quick checks first, so that a mistake shows early; the last run covers every test there is, each of them once.
+test: lint notebook-tests book ## everything: checks, execution, build, all tests
 	$(BIN)/python -m pytest -n 2 tests
 
 unit: env ## the library's tests, but for the slowest; some minutes
@@ -79,12 +79,14 @@ gpu-check: env ## the library's quick tests and one chapter on this machine's GP
 notebook-tests: env ## the shape of the committed notebooks
 	$(BIN)/python -m pytest -q tests/notebooks/test_notebooks.py
 
-lint: env ## ruff, mypy, import-linter, the notebooks' tidy form and the contents
+# The last line: whether all tests can be collected side by side, which running one folder does not tell.
+lint: env ## ruff, mypy, import-linter, the notebooks' tidy form, the contents, the tests' collection
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m book.notebooks --check
+	@found=$$($(BIN)/python -m pytest -q --collect-only tests 2>&1) || { echo "$$found"; exit 1; }
 
 accept: env ## take the present headline results as the accepted ones; read the diff
 	$(BIN)/python -m book.accept
