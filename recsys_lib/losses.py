@@ -16,7 +16,9 @@ from torch.nn import functional
 
 __all__ = [
     "bce_loss",
+    "bce_slope",
     "bpr_loss",
+    "bpr_slope",
     "gbce_loss",
     "in_batch_softmax_loss",
     "nt_xent_loss",
@@ -46,6 +48,23 @@ def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
     return -functional.logsigmoid(positive[:, None] - negative).mean()  # () over (B, K)
 
 
+def bpr_slope(positive: Tensor, negative: Tensor) -> Tensor:
+    """The derivative of ``bpr_loss`` by its scores, written out.
+
+        dL/ds-_k = sigma(s-_k - s+) / (B K)        dL/ds+ = -sum_k dL/ds-_k
+
+    Args:
+        positive: (B,) as for the loss.
+        negative: (B, K)
+
+    Returns:
+        (B, 1 + K), the one by the chosen item's score first.
+    """
+    positive, negative = _pair(positive, negative)
+    slope = torch.sigmoid(negative - positive[:, None]) / max(1, negative.numel())  # (B, K)
+    return torch.cat([-slope.sum(dim=1, keepdim=True), slope], dim=1)  # (B, 1 + K)
+
+
 def bce_loss(positive: Tensor, negative: Tensor) -> Tensor:
     """Binary cross-entropy: chosen items are ones, sampled ones are zeros, each judged by itself.
 
@@ -61,6 +80,23 @@ def bce_loss(positive: Tensor, negative: Tensor) -> Tensor:
     positive, negative = _pair(positive, negative)
     log_likelihood = functional.logsigmoid(positive) + functional.logsigmoid(-negative).sum(dim=1)  # (B,)
     return -log_likelihood.mean() / (negative.shape[1] + 1)
+
+
+def bce_slope(positive: Tensor, negative: Tensor) -> Tensor:
+    """The derivative of ``bce_loss`` by its scores, written out.
+
+        dL/ds-_k = sigma(s-_k) / (B (K + 1))        dL/ds+ = -sigma(-s+) / (B (K + 1))
+
+    Args:
+        positive: (B,) as for the loss.
+        negative: (B, K)
+
+    Returns:
+        (B, 1 + K), the one by the chosen item's score first.
+    """
+    positive, negative = _pair(positive, negative)
+    slope = torch.cat([-torch.sigmoid(-positive)[:, None], torch.sigmoid(negative)], dim=1)  # (B, 1 + K)
+    return slope / max(1, slope.numel())
 
 
 def gbce_loss(positive: Tensor, negative: Tensor, n_items: int, t: float) -> Tensor:

@@ -15,6 +15,10 @@ __all__ = ["HardestOf", "NegativeSampler", "Sampler", "known_columns", "other_it
 # below 2**63 for four billion users.
 _TOTAL_WEIGHT = 2**31
 
+# Up to so many pairs of a user and an item, 16 MB at most, the answers of the binary search are made
+# beforehand. In a table that no cache holds, looking up is no faster than searching.
+_CELLS = 2**22
+
 
 class Sampler(Protocol):
     """What draws negatives."""
@@ -36,6 +40,8 @@ class NegativeSampler:
 
     A_j grows with j, so this is one binary search, in one array for all users when a user's number is put in
     front of A_j as the leading digit. Putting the cut-out units back gives the place on the full line.
+    For uniform negatives from few users and items the answers are in a table, which is faster; the draws are
+    the same.
 
     Args:
         crow: (n_users + 1,) int64, where each user's own items begin; as ``Interactions.csr()`` gives it.
@@ -96,6 +102,13 @@ class NegativeSampler:
         a = (self._upper - weight)[items] - (before - start[users])  # (E,)
         self._digit = int(self._upper[-1]) + 1
         self._search = users * self._digit + a  # (E,)
+        self._others: Tensor | None = None
+        if kind == "uniform" and 0 < self.n_users * self.n_items <= _CELLS:
+            other = torch.ones(self.n_users * self.n_items, dtype=torch.bool, device=device)  # (U I,)
+            other[keys] = False
+            # Each user's other items, one user after another: user u's begin at u n_items - crow[u].
+            small = torch.int16 if self.n_items < 2**15 else torch.int32  # the smaller, the more is in cache
+            self._others = (other.nonzero().squeeze(1) % self.n_items).to(small)  # (U I - E,)
 
     def sample(self, users: Tensor, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Draws ``k`` items for each user, with replacement, none of them the user's own.
@@ -118,6 +131,9 @@ class NegativeSampler:
         # The remainder of a 62-bit number is uniform to within 2**-30; a float could round up to M_u.
         draw = torch.randint(0, 2**62, (len(users), k), generator=generator, device=users.device)  # (B, k)
         t = draw % left[:, None]  # (B, k)
+        if self._others is not None:
+            first = users * self.n_items - self.crow[users]  # (B,)
+            return self._others.take(t.add_(first[:, None])).long()
         found = torch.searchsorted(self._search, users[:, None] * self._digit + t, right=True)  # (B, k)
         if self.kind == "uniform":  # one unit an item: the place on the line is the item
             return t + (found - self.crow[users][:, None])

@@ -5,6 +5,7 @@ float32 and the result is returned in their type. A vector that holds NaN or inf
 it is refused, and the error names its row.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "hubness",
     "k_occurrence",
     "normalize",
+    "pair_products",
     "tfidf",
     "top_neighbors",
 ]
@@ -42,6 +44,35 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b, dtype = _pair(a, b)
     return (a @ b.mT).to(dtype)  # (M, N)
+
+
+def pair_products(p: Tensor, q: Tensor, pairs: Tensor) -> Tensor:
+    """Dot products of each row of p with some rows of q, without the other rows. It has no gradient.
+
+    Args:
+        p: (B, d).
+        q: (N, d).
+        pairs: (B, K) int64, the rows of q wanted for each row of p.
+
+    Returns:
+        (B, K).
+    """
+    if p.device.type != "cpu" or pairs.shape[1] > len(q):
+        return (q[pairs] * p[:, None]).sum(dim=2)  # (B, K)
+    # Each product where a sparse matrix has an entry: on a CPU this spares a copy of the rows, (B, K, d). A
+    # matrix has no more entries in a row than columns.
+    with warnings.catch_warnings():
+        # What works here in the CSR format is long stable; torch says once that it is in beta.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        n, k = pairs.shape
+        wanted = torch.sparse_csr_tensor(
+            torch.arange(n + 1, device=p.device) * k,
+            pairs.flatten(),
+            torch.zeros(n * k, dtype=p.dtype, device=p.device),
+            (n, len(q)),
+            check_invariants=False,
+        )
+    return torch.sparse.sampled_addmm(wanted, p, q.mT).values().view(n, k)  # (B, K)
 
 
 def cosine(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:

@@ -94,7 +94,6 @@ class ALS(RecencyWeighted):
         found = torch.zeros(len(lengths), self.dim, dtype=factors.dtype, device=factors.device)  # (n, d)
         known = lengths.nonzero().squeeze(1)  # (r,)
         penalty = self.l2 * (lengths + self.alpha * len(factors)).to(factors.dtype) ** self.nu  # (n,)
-        unit = torch.eye(self.dim, dtype=factors.dtype, device=factors.device)  # (d, d)
         # Rows of like length are padded to one; a row of fewer than d events costs its square matrix.
         size = lengths[known].clamp(min=self.dim)  # (r,)
         for batch in by_length(size, max(1, _CELLS // self.dim)):
@@ -103,7 +102,8 @@ class ALS(RecencyWeighted):
             v = factors[rows_of(others, crow[rows], lengths[rows])]  # (b, T, d)
             w = rows_of(weights, crow[rows], lengths[rows]).to(v.dtype) * there  # (b, T)
             weighted = v * w[:, :, None]  # (b, T, d)
-            system = self.alpha * gram + weighted.mT @ v + penalty[rows, None, None] * unit  # (b, d, d)
+            system = torch.baddbmm(gram, weighted.mT, v, beta=self.alpha)  # (b, d, d)
+            system.diagonal(dim1=1, dim2=2).add_(penalty[rows, None])
             root = torch.linalg.cholesky(system)  # (b, d, d)
             found[rows] = torch.cholesky_solve(weighted.sum(dim=1)[:, :, None], root).squeeze(2)  # (b, d)
         return found

@@ -285,6 +285,20 @@ CASES = {
         binary=True,
         cold="same",
     ),
+    "MatrixFactorizationUsers": Case(
+        lambda texts: MatrixFactorization(dim=8, epochs=40, batch_size=64, loss="softmax", whole_users=True),
+        lambda texts: MatrixFactorization(
+            epochs=8, l2=0.3, learning_rate=0.05, batch_size=4096, loss="softmax", whole_users=True
+        ),
+        binary=True,
+        cold="same",
+    ),
+    "BPRWritten": Case(
+        lambda texts: BPR(dim=8, epochs=40, batch_size=64, gradient="written"),
+        lambda texts: BPR(epochs=16, gradient="written"),
+        binary=True,
+        cold="same",
+    ),
     "MarkovChain": Case(
         lambda texts: MarkovChain(shrink=1.0), lambda texts: MarkovChain(), cold="same", order=True
     ),
