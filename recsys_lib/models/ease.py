@@ -20,7 +20,7 @@ _FEW_USERS = 0.6  # users for each item, below which their square matrix is the 
 
 # A product of sparse matrices takes one step for each pair of items in a history, a product with dense
 # columns one for each item and event. The latter are vectorized, and this many times as fast.
-_DENSE_IS_FASTER = 32
+_DENSE_IS_FASTER = 64
 
 
 class EASE(RecencyWeighted):
@@ -144,17 +144,18 @@ def _invert(gram: Tensor, l2: float) -> Tensor:
     return gram
 
 
-def _gram(crow: Tensor, items: Tensor, n_items: int) -> Tensor:
+def _gram(crow: Tensor, items: Tensor, n_items: int, dtype: torch.dtype | None = None) -> Tensor:
     """X'X (n_items, n_items) of a binary matrix X.
 
-    In float64 where the device has it, since an inverse in float32 loses digits. It counts in float32, which
-    is exact below 2^24 users with the same two items, a block of columns at a time. What is held beside the
-    result grows neither with the users nor with the longest history squared.
+    It counts in float32, which is exact below 2^24 users with the same two items, a block of columns at a
+    time. What is held beside the result grows neither with the users nor with the longest history squared.
 
     Args:
         crow: (n_users + 1,) int64, where each user's items begin.
         items: (E,) int64, each user's distinct items.
         n_items: size of the catalog.
+        dtype: of the result; by default float64 where the device has it, since an inverse in float32 loses
+            digits.
     """
     device = items.device
     mps = device.type == "mps"  # has neither float64 nor products of sparse matrices
@@ -172,22 +173,35 @@ def _gram(crow: Tensor, items: Tensor, n_items: int) -> Tensor:
             torch.stack([rows, columns]), ones[: len(rows)], size, check_invariants=False
         ).coalesce()
 
-    matrix = sparse(items, users, (n_items, n_users))  # X' (I, U)
     dense = n_items * len(items) < _DENSE_IS_FASTER * int(lengths.square().sum())
     step = max(1, _CELLS // (n_items + (n_users if dense else 0)))  # items at a time
-    gram = torch.zeros(n_items, n_items, dtype=torch.float32 if mps else torch.float64, device=items.device)
+    if dtype is None:
+        dtype = torch.float32 if mps else torch.float64
+    gram = torch.zeros(n_items, n_items, dtype=dtype, device=items.device)
+    if not dense:
+        matrix = sparse(items, users, (n_items, n_users))  # X' (I, U)
     for start in range(0, n_items, step):
         stop = min(start + step, n_items)
-        chosen = slice(int(item_crow[start]), int(item_crow[stop]))
-        user, item = users[chosen], items[chosen] - start  # (E',), (E',)
+        first, last = int(item_crow[start]), int(item_crow[stop])
+        user, item = users[first:last], items[first:last] - start  # (E',), (E',)
         size = (n_users, stop - start)
-        if dense:
+        with warnings.catch_warnings():
+            # What works here in the CSR format is long stable; torch says once that it is in beta.
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            if not dense:
+                gram[:, start:stop] = torch.sparse.mm(matrix, sparse(user, item, size)).to_dense()  # (I, b)
+                continue
             block = torch.zeros(size, device=items.device)  # (U, b)
             block[user, item] = 1.0
-            gram[:, start:stop] = torch.sparse.mm(matrix, block)  # (I, b)
-        else:
-            with warnings.catch_warnings():
-                # What works here in the CSR format is long stable; torch says once that it is in beta.
-                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-                gram[:, start:stop] = torch.sparse.mm(matrix, sparse(user, item, size)).to_dense()  # (I, b)
+            # The result is symmetric: the items before these have been counted with them.
+            lower = torch.sparse_csr_tensor(
+                item_crow[start:] - first,
+                users[first:],
+                ones[first:],
+                (n_items - start, n_users),
+                check_invariants=False,
+            )
+            counts = lower @ block  # (I - start, b)
+            gram[start:, start:stop] = counts
+            gram[start:stop, stop:] = counts[stop - start :].mT
     return gram.to(device)

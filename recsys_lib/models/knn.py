@@ -1,5 +1,8 @@
 """Neighbors: items that share users, users that share items."""
 
+import warnings
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,6 +11,7 @@ from recsys_lib.data.ragged import distinct_events, offsets, row_blocks, row_of_
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.histories import RecencyWeighted
 from recsys_lib.models.core.options import learned, option
+from recsys_lib.models.ease import _DENSE_IS_FASTER, _gram
 from recsys_lib.progress import progress_bar
 
 __all__ = ["ItemKNN", "UserKNN"]
@@ -148,13 +152,8 @@ def _nearest(
     device = rows.device
     if n_rows == 1:  # no other row: one neighbor of similarity zero keeps the shapes plain
         return torch.zeros(1, 1, dtype=torch.int64, device=device), torch.zeros(1, 1, device=device)
-    ones = torch.ones(len(rows), device=device)
-    matrix = torch.sparse_coo_tensor(
-        torch.stack([rows, columns]), ones, (n_rows, n_columns), check_invariants=False
-    ).coalesce()  # (R, C)
     counts = torch.bincount(rows, minlength=n_rows).float()  # (R,)
-    order = rows.argsort(stable=True)
-    crow = offsets(torch.bincount(rows, minlength=n_rows))  # (R + 1,)
+    shared_by = _shared(rows, columns, n_rows, n_columns)
     size = max(1, _CELLS // (n_rows + n_columns))
     kept = min(k, n_rows - 1)
     # Made once: many small results between large ones that are freed would leave the heap full of holes.
@@ -163,11 +162,7 @@ def _nearest(
     starts = range(0, n_rows, size)
     for start in progress_bar(starts, "neighbors", enabled=progress):
         block = torch.arange(start, min(start + size, n_rows), device=device)  # (b,)
-        place, local = take_rows(crow, block)
-        dense = torch.zeros(n_columns, len(block), device=device)  # (C, b)
-        dense[columns[order[place]], local] = 1.0
-        shared = torch.sparse.mm(matrix, dense).mT  # (b, R)
-        del dense
+        shared = shared_by(block)  # (b, R)
         similarity = (counts[block][:, None] * counts).pow_(power / 2).add_(shrink)  # (b, R) denominators
         torch.div(shared, similarity, out=similarity).masked_fill_(shared == 0, 0.0)
         similarity[torch.arange(len(block), device=device), block] = -1.0  # never its own neighbor
@@ -175,6 +170,44 @@ def _nearest(
         neighbors[block] = _first_largest(similarity, kept)  # (b, k')
         similarities[block] = similarity.gather(1, neighbors[block])  # (b, k')
     return neighbors, similarities
+
+
+def _shared(rows: Tensor, columns: Tensor, n_rows: int, n_columns: int) -> Callable[[Tensor], Tensor]:
+    """What counts the columns that some rows of a binary matrix share with every row: (b,) -> (b, R) float32.
+
+    Where all counts fit in a block they are made at once, which takes half the work since they are symmetric.
+    """
+    if n_rows**2 <= _CELLS:
+        order = columns.argsort(stable=True)  # (E,)
+        crow = offsets(torch.bincount(columns, minlength=n_columns))  # (C + 1,)
+        return _gram(crow, rows[order], n_rows, torch.float32).__getitem__
+    order = rows.argsort(stable=True)  # (E,)
+    crow, columns = offsets(torch.bincount(rows, minlength=n_rows)), columns[order]  # (R + 1,), (E,)
+    ones = torch.ones(len(columns), device=columns.device)
+    steps = int(
+        torch.bincount(columns, minlength=n_columns).square().sum()
+    )  # of a product of sparse matrices
+    sparse = n_rows * len(columns) > _DENSE_IS_FASTER * steps
+
+    def matrix(crow: Tensor, columns: Tensor) -> Tensor:
+        size = (len(crow) - 1, n_columns)
+        with warnings.catch_warnings():
+            # What works here in the CSR format is long stable; torch says once that it is in beta.
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(crow, columns, ones[: len(columns)], size, check_invariants=False)
+
+    whole = matrix(crow, columns)  # (R, C)
+
+    def shared(block: Tensor) -> Tensor:
+        place, local = take_rows(crow, block)
+        if sparse:
+            part = matrix(offsets(crow[block + 1] - crow[block]), columns[place])  # (b, C)
+            return (part @ whole.mT).to_dense()  # (b, R)
+        dense = torch.zeros(n_columns, len(block), device=columns.device)  # (C, b)
+        dense[columns[place], local] = 1.0
+        return (whole @ dense).mT  # (b, R)
+
+    return shared
 
 
 def _first_largest(values: Tensor, k: int) -> Tensor:

@@ -34,6 +34,7 @@ from recsys_lib.models import (
     TfidfContent,
     UserKNN,
     ease,
+    knn,
 )
 from recsys_lib.models.biased_mf import _Observations, _Side
 from recsys_lib.models.content import term_counts, tokenize
@@ -175,6 +176,7 @@ print(peak() - before)
     [
         ("ItemKNN()", "events(2_000, 6_000, 60_000)", 6_000, 6),  # it held 12 when blocks were kept alive
         ("UserKNN()", "events(6_000, 2_000, 60_000)", 6_000, 6),
+        ("ItemKNN()", "events(50_000, 20_000, 1_000_000)", 20_000, 1),
         # It held 32. Here it is 13, and 3 for the blocks of this small case.
         ("EASE()", "events(2_000, 4_000, 40_000)", 4_000, 16),
         ("EASE()", "events(5_000, 4_000, 40_000)", 4_000, 16),
@@ -337,6 +339,17 @@ def test_neighbors_by_brute_force(seed, k, norm):
         np.testing.assert_allclose(model.similarities, best[:, : len(rows) - 1], atol=1e-6)
     np.testing.assert_allclose(everyone(items), x @ kept(items).T, atol=1e-5)
     np.testing.assert_allclose(everyone(users), kept(users) @ x, atol=1e-5)
+
+
+def test_neighbors_are_the_same_in_blocks_and_at_once(monkeypatch):
+    inter = random_events(4, n_users=30, n_items=25, n=300)
+    at_once = ItemKNN(k=6).fit(inter), UserKNN(k=6).fit(inter)
+    monkeypatch.setattr(knn, "_CELLS", 120)  # two rows a block, counted anew
+    for ratio in (0, 2**40):  # products of sparse matrices, and with two dense columns
+        monkeypatch.setattr(knn, "_DENSE_IS_FASTER", ratio)
+        for model in at_once:
+            blocks = type(model)(k=6).fit(inter)
+            torch.testing.assert_close(blocks.similarities, model.similarities)
 
 
 def test_of_equal_neighbors_the_first_are_kept():
