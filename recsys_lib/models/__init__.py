@@ -22,6 +22,7 @@ from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
 from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
+from recsys_lib.models.rating_als import RatingALS
 from recsys_lib.models.sasrec import SASRec
 from recsys_lib.models.stacking import StackedLinear, StackedNetwork
 from recsys_lib.models.text_prior import TextPriorMF
@@ -54,6 +55,7 @@ __all__ = [
     "NotFittedError",
     "PairNetwork",
     "Popularity",
+    "RatingALS",
     "Recommender",
     "SASRec",
     "StackedLinear",

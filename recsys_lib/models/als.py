@@ -8,13 +8,11 @@ from recsys_lib.data.ragged import offsets, sort_by
 from recsys_lib.devices import resolve_device, seed_generator
 from recsys_lib.models.core.histories import RecencyWeighted
 from recsys_lib.models.core.options import learned, option
-from recsys_lib.models.core.windows import by_length, rows_of
+from recsys_lib.models.core.ridge import solve_rows
 from recsys_lib.similarity import cosine
 from recsys_lib.training import passes
 
 __all__ = ["ALS"]
-
-_CELLS = 2**22  # numbers in the vectors of a block of histories, and in its square matrices: 16 MB
 
 
 class ALS(RecencyWeighted):
@@ -90,23 +88,10 @@ class ALS(RecencyWeighted):
         Returns:
             (n, d); zeros for a row without events.
         """
-        lengths = crow.diff()  # (n,)
-        found = torch.zeros(len(lengths), self.dim, dtype=factors.dtype, device=factors.device)  # (n, d)
-        known = lengths.nonzero().squeeze(1)  # (r,)
-        penalty = self.l2 * (lengths + self.alpha * len(factors)).to(factors.dtype) ** self.nu  # (n,)
-        # Rows of like length are padded to one; a row of fewer than d events costs its square matrix.
-        size = lengths[known].clamp(min=self.dim)  # (r,)
-        for batch in by_length(size, max(1, _CELLS // self.dim)):
-            rows = known[batch]  # (b,)
-            there = torch.arange(int(lengths[rows].max()), device=rows.device) < lengths[rows, None]  # (b, T)
-            v = factors[rows_of(others, crow[rows], lengths[rows])]  # (b, T, d)
-            w = rows_of(weights, crow[rows], lengths[rows]).to(v.dtype) * there  # (b, T)
-            weighted = v * w[:, :, None]  # (b, T, d)
-            system = torch.baddbmm(gram, weighted.mT, v, beta=self.alpha)  # (b, d, d)
-            system.diagonal(dim1=1, dim2=2).add_(penalty[rows, None])
-            root = torch.linalg.cholesky(system)  # (b, d, d)
-            found[rows] = torch.cholesky_solve(weighted.sum(dim=1)[:, :, None], root).squeeze(2)  # (b, d)
-        return found
+        n = crow.diff()  # (n,) events of each row
+        penalty = self.l2 * (n + self.alpha * len(factors)).to(factors.dtype) ** self.nu  # (n,)
+        penalty = penalty[:, None].expand(-1, self.dim)  # (n, d)
+        return solve_rows(crow, others, factors, penalty, weights=weights, everywhere=self.alpha * gram)
 
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         Q, gram = self.item_factors.float(), self.item_gram.float()  # (n_items, d), (d, d)

@@ -100,7 +100,7 @@ def test_a_stranger_with_a_users_history_gets_the_users_scores():
 def test_blocks_change_nothing(monkeypatch):
     inter = events()
     whole = ALS(**SMALL).fit(inter, device="cpu", progress=False)
-    monkeypatch.setattr("recsys_lib.models.als._CELLS", 30)
+    monkeypatch.setattr("recsys_lib.models.core.ridge._CELLS", 30)
     parts = ALS(**SMALL).fit(inter, device="cpu", progress=False)
     torch.testing.assert_close(parts.item_factors, whole.item_factors, rtol=1e-4, atol=1e-5)
 

@@ -56,6 +56,7 @@ from recsys_lib.models import (
     NotFittedError,
     PairNetwork,
     Popularity,
+    RatingALS,
     Recommender,
     SASRec,
     StackedLinear,
@@ -257,6 +258,7 @@ CASES = {
     "BiasedMFFeatures": Case(
         lambda texts: BiasedMF(dim=3, item_features=features(texts)), cold="same", ratings=True
     ),
+    "RatingALS": Case(lambda texts: RatingALS(dim=3), lambda texts: RatingALS(), cold="same", ratings=True),
     "BPR": Case(
         lambda texts: BPR(dim=8, epochs=40, batch_size=64),
         lambda texts: BPR(epochs=16),

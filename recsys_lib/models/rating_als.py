@@ -1,0 +1,122 @@
+"""Rating prediction by alternating least squares: a mean, two biases and two vectors, in closed form."""
+
+import torch
+from torch import Tensor
+
+from recsys_lib.data import Interactions
+from recsys_lib.data.ragged import offsets
+from recsys_lib.devices import resolve_device, seed_generator
+from recsys_lib.models.core.contract import Recommender
+from recsys_lib.models.core.options import learned, option
+from recsys_lib.models.core.ridge import solve_rows
+from recsys_lib.similarity import cosine
+from recsys_lib.training import passes
+
+__all__ = ["RatingALS"]
+
+
+class RatingALS(Recommender):
+    """Predicts a rating from a mean, two biases and the product of two vectors, by least squares.
+
+        r_ui = mu + b_u + b_i + p_u . q_i
+        min  sum_{(u,i) rated} (r_ui - mu - b_u - b_i - p_u . q_i)^2
+             + l2 [ sum_u n_u^nu |p_u|^2 + sum_i n_i^nu |q_i|^2 ] + bias_l2 [ sum_u b_u^2 + sum_i b_i^2 ]
+
+    n counts ratings. Given the items, what is best for a user is a ridge regression of the ratings on the
+    vectors of the films, with a one in front for the bias, and the other way round:
+
+        (b_u, p_u) = (Y'Y + diag(bias_l2, l2 n_u^nu, ...))^-1 Y'(r_u - mu - b),   Y = (1, q_i) of the rated i
+
+    Each half of an epoch solves one of these for every user, or item, by Cholesky's method. A user or item
+    without ratings has bias and vector zero, so it gets the mean and the other side's bias.
+
+    ``BiasedMF`` is the same model that also keeps how sure it is of each vector; it needs no penalty.
+
+    ``predict`` gives expected ratings, within the range of those seen in ``fit``; ``score`` leaves them
+    unbounded. Duplicate ratings count as separate observations.
+
+    Source: Zhou, Wilkinson, Schreiber, Pan 2008, "Large-Scale Parallel Collaborative Filtering for the
+    Netflix Prize", section 3 (ALS-WR, the penalty by ratings: nu = 1); the biases as Koren, Bell, Volinsky
+    2009, "Matrix Factorization Techniques for Recommender Systems", eq. 4.
+    """
+
+    dim: int = option("length of the vectors", default=32, at_least=1)
+    epochs: int = option("alternations between users and items", default=20, at_least=1)
+    l2: float = option("weight of the squared vectors", default=0.1, above=0)
+    nu: float = option(
+        "how much more those with many ratings are shrunk: 0 shrinks all alike, 1 by their ratings",
+        default=1.0,
+        at_least=0,
+        at_most=1,
+    )
+    bias_l2: float = option("weight of the squared biases", default=3.0, above=0)
+    init_scale: float = option("standard deviation of the items' vectors at the start", default=0.1, above=0)
+    seed: int = option("of the items' vectors at the start", default=0)
+
+    mean: Tensor = learned("() float32")
+    rating_range: Tensor = learned("(2,) float32, lowest and highest rating seen")
+    user_bias: Tensor = learned("(n_users,)")
+    item_bias: Tensor = learned("(n_items,)")
+    user_factors: Tensor = learned("(n_users, dim)")
+    item_factors: Tensor = learned("(n_items, dim)")
+
+    def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
+        events, device = interactions, interactions.items.device
+        missing = int(events.ratings.isnan().sum())
+        if missing:
+            raise ValueError(
+                f"RatingALS learns from ratings, and {missing} of {len(events)} events have none; "
+                f"take the others: interactions[~interactions.ratings.isnan()]"
+            )
+        mean = events.ratings.mean()  # ()
+        by_user = _Side(events.users, events.items, events.ratings - mean, self.n_users)
+        by_item = _Side(events.items, events.users, events.ratings - mean, self.n_items)
+        generator = seed_generator(self.seed, device)
+        items = torch.zeros(self.n_items, 1 + self.dim, device=device)  # (n_items, 1 + d) bias and vector
+        items[:, 1:] = torch.randn(self.n_items, self.dim, generator=generator, device=device)
+        items *= self.init_scale
+        for _ in passes(self.epochs, "RatingALS", max_seconds=self.max_seconds, progress=progress):
+            users = self._solve(by_user, items)  # (n_users, 1 + d)
+            items = self._solve(by_item, users)  # (n_items, 1 + d)
+        self._keep("mean", mean)
+        self._keep("rating_range", torch.stack([events.ratings.min(), events.ratings.max()]))
+        self._keep("user_bias", users[:, 0])
+        self._keep("user_factors", users[:, 1:])
+        self._keep("item_bias", items[:, 0])
+        self._keep("item_factors", items[:, 1:])
+
+    def _solve(self, side: "_Side", others: Tensor) -> Tensor:
+        """The best biases and vectors (n, 1 + d) of one side, given those of the other (m, 1 + d)."""
+        lengths = side.crow.diff()  # (n,)
+        vectors = others.clone()  # (m, 1 + d)
+        vectors[:, 0] = 1.0
+        penalty = (self.l2 * lengths.to(others.dtype) ** self.nu)[:, None].repeat(1, 1 + self.dim)
+        penalty[:, 0] = self.bias_l2  # (n, 1 + d)
+        left = side.ratings - others[side.others, 0]  # (E,) what is left to explain
+        return solve_rows(side.crow, side.others, vectors, penalty, targets=left)
+
+    def _score(self, users: Tensor) -> Tensor:
+        # Added in place: a third matrix of this size would do no good.
+        scores = self.mean + self.user_bias[users, None] + self.item_bias  # (B, n_items)
+        return scores.add_(self.user_factors[users] @ self.item_factors.mT)
+
+    def _predict(self, users: Tensor, items: Tensor) -> Tensor:
+        """The expected rating of each pair, within the range of ratings seen in ``fit``: (N,)."""
+        product = (self.user_factors[users] * self.item_factors[items]).sum(dim=1)  # (N,)
+        rating = self.mean + self.user_bias[users] + self.item_bias[items] + product  # (N,)
+        return rating.clamp(self.rating_range[0], self.rating_range[1])
+
+    def _similarities(self, items: Tensor) -> Tensor:
+        return cosine(self.item_factors[items], self.item_factors)  # (B, n_items)
+
+    def _place(self, interactions: Interactions) -> torch.device:
+        return resolve_device("auto")
+
+
+class _Side:
+    """The ratings by user, or by item: whom each is with, and how far it is from the mean."""
+
+    def __init__(self, rows: Tensor, others: Tensor, ratings: Tensor, n: int) -> None:
+        order = rows.argsort(stable=True)  # (E,)
+        self.crow = offsets(torch.bincount(rows, minlength=n))  # (n + 1,)
+        self.others, self.ratings = others[order], ratings[order]  # (E,), (E,)
