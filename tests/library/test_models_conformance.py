@@ -258,7 +258,9 @@ CASES = {
     "BiasedMFFeatures": Case(
         lambda texts: BiasedMF(dim=3, item_features=features(texts)), cold="same", ratings=True
     ),
-    "RatingALS": Case(lambda texts: RatingALS(dim=3), lambda texts: RatingALS(), cold="same", ratings=True),
+    "RatingALS": Case(
+        lambda texts: RatingALS(dim=3), lambda texts: RatingALS(bias_l2=30.0), cold="same", ratings=True
+    ),
     "BPR": Case(
         lambda texts: BPR(dim=8, epochs=40, batch_size=64),
         lambda texts: BPR(epochs=16),
