@@ -23,15 +23,15 @@ class RatingALS(Recommender):
              + l2 [ sum_u n_u^nu |p_u|^2 + sum_i n_i^nu |q_i|^2 ] + bias_l2 [ sum_u b_u^2 + sum_i b_i^2 ]
 
     n counts ratings. Given the items, what is best for a user is a ridge regression of the ratings on the
-    vectors of the films, with a one in front for the bias, and the other way round:
+    vectors of the items, with a one in front for the bias, and the other way round:
 
         (b_u, p_u) = (Y'Y + diag(bias_l2, l2 n_u^nu, ...))^-1 Y'(r_u - mu - b),   Y = (1, q_i) of the rated i
 
     Each half of an epoch solves one of these for every user, or item, by Cholesky's method. A user or item
     without ratings has bias and vector zero, so it gets the mean and the other side's bias.
 
-    ``BiasedMF`` is the same model, which also keeps how sure it is of each vector. It needs no penalty, and its
-    error is the smaller one: on a random fifth of MovieLens-100K, 0.893 stars (RMSE) against 0.900.
+    ``BiasedMF`` is the same model, which also keeps how sure it is of each vector. It needs no penalty, and
+    its error is the smaller one: on a random fifth of MovieLens-100K, 0.893 stars (RMSE) against 0.900.
 
     ``predict`` gives expected ratings, within the range of those seen in ``fit``; ``score`` leaves them
     unbounded. Duplicate ratings count as separate observations.
