@@ -46,9 +46,8 @@ def solve_rows(
     for batch in by_length(size, max(1, _CELLS // dim)):
         rows = known[batch]  # (b,)
         start, length = crow[rows], lengths[rows]  # (b,)
-        w = (torch.arange(int(length.max()), device=rows.device) < length[:, None]).to(
-            vectors.dtype
-        )  # (b, T)
+        there = torch.arange(int(length.max()), device=rows.device) < length[:, None]  # (b, T)
+        w = there.to(vectors.dtype)  # (b, T)
         if weights is not None:
             w *= rows_of(weights, start, length)
         v = vectors[rows_of(others, start, length)]  # (b, T, d)
