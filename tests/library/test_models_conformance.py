@@ -59,6 +59,7 @@ from recsys_lib.models import (
     RatingALS,
     Recommender,
     SASRec,
+    SequenceDenoiser,
     StackedLinear,
     StackedNetwork,
     TextPriorMF,
@@ -70,6 +71,7 @@ from recsys_lib.models import (
 )
 from recsys_lib.models.content import term_counts, tokenize
 from recsys_lib.models.core.event_words import EventWords
+from recsys_lib.models.core.next_item import NextItemRecommender
 from recsys_lib.models.core.saving import CONFIG_FILE, IDS_FILES, WEIGHTS_FILE
 from recsys_lib.pipeline import Pipeline
 from recsys_lib.text import TextWords
@@ -328,6 +330,15 @@ CASES = {
         lambda texts: ContrastiveSASRec(dim=16, n_layers=1, epochs=10, learning_rate=0.01),
         lambda texts: ContrastiveSASRec(
             dim=32, n_layers=1, max_length=50, dropout=0.1, epochs=4, learning_rate=0.005, batch_size=1024
+        ),
+        cold="same",
+        order=True,
+        pairs=True,
+    ),
+    "SequenceDenoiser": Case(
+        lambda texts: SequenceDenoiser(dim=16, n_layers=1, epochs=15, learning_rate=0.01),
+        lambda texts: SequenceDenoiser(
+            dim=32, n_layers=1, max_length=50, epochs=6, learning_rate=0.005, batch_size=1024
         ),
         cold="same",
         order=True,
@@ -863,7 +874,7 @@ READERS = [name for name, case in CASES.items() if reads(case.make(TEXTS))]
 
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
     """(n_users, n_items): scores from histories that are handed over."""
-    if isinstance(model, SASRec | BERT4Rec | TwoTower | CrossEncoder | UserAsText | EventWords):
+    if isinstance(model, NextItemRecommender | TwoTower | CrossEncoder | UserAsText | EventWords):
         return model.score_histories(inter.histories())
     times = inter.timestamps.split(inter.user_counts().tolist())
     return model.score_histories(inter.histories(), times)
@@ -873,8 +884,8 @@ def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
         ALS, DIN, EASE, AttentionScore, BERT4Rec, Blend, CollectiveEASE, ContrastiveSASRec,
         CrossAttentionRecommender, CrossEncoder, ItemFeatureRidge, ItemKNN, LinearListwise, MarkovChain,
-        MultDAE, MultVAE, PairNetwork, Pipeline, SASRec, StackedLinear, StackedNetwork, TextProfile,
-        TfidfContent, TwoTower, UserAsText
+        MultDAE, MultVAE, PairNetwork, Pipeline, SASRec, SequenceDenoiser, StackedLinear, StackedNetwork,
+        TextProfile, TfidfContent, TwoTower, UserAsText
     }  # fmt: skip
 
 
