@@ -18,6 +18,7 @@ from recsys_lib.models.denoising import SequenceDenoiser
 from recsys_lib.models.din import DIN
 from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
+from recsys_lib.models.history_head import HistoryHead
 from recsys_lib.models.item_feature_ridge import ItemFeatureRidge
 from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
@@ -45,6 +46,7 @@ __all__ = [
     "ContrastiveSASRec",
     "CrossAttentionRecommender",
     "CrossEncoder",
+    "HistoryHead",
     "HistoryReader",
     "ItemFeatureRidge",
     "ItemKNN",

@@ -78,16 +78,16 @@ class ContrastiveSASRec(SASRec):
         """One epoch over the windows, each asked for its next items and for its other view."""
         seen: list[tuple[Tensor, Tensor]] = []
         for windows, lengths in self._batches(examples, generator):
-            hidden, targets = self.questions(windows, lengths, generator)  # (N, d), (N,)
-            loss = hidden.new_zeros(())
+            loss, n = self.encoder.item_embedding.weight.new_zeros(()), len(windows)
             if self.next_weight:
-                loss = loss + self.next_weight * self.objective(hidden, targets, generator)
+                hidden, targets = self.questions(windows, lengths, generator)  # (N, d), (N,)
+                loss, n = loss + self.next_weight * self.objective(hidden, targets, generator), len(targets)
             if self.contrast_weight:
                 # The last event of a window is what its events before it are asked for.
                 a, b = (self._last(*self.view(windows[:, :-1], lengths - 1, generator)) for _ in range(2))
                 loss = loss + self.contrast_weight * self.contrast(a, b)
                 seen.append((a.detach(), b.detach()))
-            yield loss, len(targets)
+            yield loss, n
         if seen:
             a, b = (torch.cat(side) for side in zip(*seen, strict=True))  # (M, d) each
             spread = uniformity(a) if len(a) > 1 else 0.0

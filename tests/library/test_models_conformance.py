@@ -45,6 +45,7 @@ from recsys_lib.models import (
     ContrastiveSASRec,
     CrossAttentionRecommender,
     CrossEncoder,
+    HistoryHead,
     HistoryReader,
     ItemFeatureRidge,
     ItemKNN,
@@ -334,6 +335,23 @@ CASES = {
         cold="same",
         order=True,
         pairs=True,
+    ),
+    "HistoryHead": Case(
+        lambda texts: HistoryHead(dim=8, epochs=60, learning_rate=0.02),
+        lambda texts: HistoryHead(dim=32, epochs=15, learning_rate=0.005),
+        cold="same",
+    ),
+    "HistoryHeadTransformer": Case(
+        lambda texts: HistoryHead(reads="transformer", dim=8, epochs=40, learning_rate=0.02),
+        lambda texts: HistoryHead(reads="transformer", dim=32, epochs=10, learning_rate=0.005),
+        cold="same",
+        order=True,
+    ),
+    "HistoryHeadRating": Case(
+        lambda texts: HistoryHead(task="rating", dim=8, epochs=60, learning_rate=0.02),
+        lambda texts: HistoryHead(task="rating", dim=32, epochs=5, learning_rate=0.005),
+        cold="same",
+        ratings=True,
     ),
     "SequenceDenoiser": Case(
         lambda texts: SequenceDenoiser(dim=16, n_layers=1, epochs=15, learning_rate=0.01),
@@ -874,7 +892,9 @@ READERS = [name for name, case in CASES.items() if reads(case.make(TEXTS))]
 
 def read(model: Recommender, inter: Interactions) -> torch.Tensor:
     """(n_users, n_items): scores from histories that are handed over."""
-    if isinstance(model, NextItemRecommender | TwoTower | CrossEncoder | UserAsText | EventWords):
+    if isinstance(
+        model, HistoryHead | NextItemRecommender | TwoTower | CrossEncoder | UserAsText | EventWords
+    ):
         return model.score_histories(inter.histories())
     times = inter.timestamps.split(inter.user_counts().tolist())
     return model.score_histories(inter.histories(), times)
@@ -883,9 +903,9 @@ def read(model: Recommender, inter: Interactions) -> torch.Tensor:
 def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
         ALS, DIN, EASE, AttentionScore, BERT4Rec, Blend, CollectiveEASE, ContrastiveSASRec,
-        CrossAttentionRecommender, CrossEncoder, ItemFeatureRidge, ItemKNN, LinearListwise, MarkovChain,
-        MultDAE, MultVAE, PairNetwork, Pipeline, SASRec, SequenceDenoiser, StackedLinear, StackedNetwork,
-        TextProfile, TfidfContent, TwoTower, UserAsText
+        CrossAttentionRecommender, CrossEncoder, HistoryHead, ItemFeatureRidge, ItemKNN, LinearListwise,
+        MarkovChain, MultDAE, MultVAE, PairNetwork, Pipeline, SASRec, SequenceDenoiser, StackedLinear,
+        StackedNetwork, TextProfile, TfidfContent, TwoTower, UserAsText
     }  # fmt: skip
 
 
