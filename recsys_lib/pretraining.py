@@ -58,6 +58,7 @@ TASKS = {"click": "log-loss", "ranking": "NDCG@10", "rating": "RMSE"}
 """The tasks of ``HistoryHead``, with what is measured first; of the first and the last less is better."""
 
 _LIKED = 4.0
+_OF_A_RANKING = ("item_bias", "head")  # parts that a pre-training has made for its own question
 
 
 class _MeanAndSpread(nn.Module):
@@ -140,10 +141,10 @@ PRETRAININGS: dict[str, Pretraining] = {
     "DAE": Pretraining(MultDAE, "bag", _BAG, {"learning_rate": 0.003, "epochs": 40}),
     "VAE": Pretraining(LinearVAE, "bag", _BAG | _CODE, {"learning_rate": 0.003, "epochs": 40}),
     "contrast": Pretraining(
-        ContrastiveBothWays, "transformer", _TRANSFORMER, _SHAPE | {"epochs": 30, "batch_size": 8192}
+        ContrastiveBothWays, "transformer", _TRANSFORMER, _SHAPE | {"epochs": 20, "batch_size": 8192}
     ),
-    "masked": Pretraining(BERT4Rec, "transformer", _TRANSFORMER, _SHAPE | {"epochs": 40}),
-    "denoising": Pretraining(SequenceDenoiser, "transformer", _TRANSFORMER, _SHAPE | {"epochs": 12}),
+    "masked": Pretraining(BERT4Rec, "transformer", _TRANSFORMER, _SHAPE | {"epochs": 30}),
+    "denoising": Pretraining(SequenceDenoiser, "transformer", _TRANSFORMER, _SHAPE | {"epochs": 10}),
 }
 """The pre-trainings by name."""
 
@@ -226,7 +227,7 @@ def fine_tune(
         task: of ``TASKS``.
         few: what is given.
         known: a model to start from; without one everything begins at random.
-        parts: of it; see ``HistoryHead``.
+        parts: of it, see ``HistoryHead``. Its head and its items' levels are taken for a ranking alone.
         frozen: whether the encoder stays as it is.
         device: see ``Recommender.fit``.
         **options: of ``HistoryHead``.
@@ -236,7 +237,10 @@ def fine_tune(
     if task == "ranking":
         labels, validation = labels.positives(_LIKED), validation.positives(_LIKED)
     if known is not None:
-        model.start_from(known, parts, frozen=["encoder"] if frozen else None)
+        names = dict(parts) if isinstance(parts, Mapping) else {part: part for part in parts}
+        if task != "ranking":  # how likely an item is to be chosen is no number of stars
+            names = {here: there for here, there in names.items() if not here.startswith(_OF_A_RANKING)}
+        model.start_from(known, names, frozen=["encoder"] if frozen else None)
     return model.fit(labels, validation, device=device, progress=False)
 
 
@@ -245,8 +249,8 @@ class PerPerson:
     """A measure as sums over each person's events, so that people can be counted as the unit.
 
     Attributes:
-        sums: (U,) float64.
-        counts: (U,) float64, what they are sums over; one each for a measure that is a person's own.
+        sums: (U,) float64, of all people; zero of whom nothing was asked.
+        counts: (U,) float64, what they are sums over; one for a measure that is a person's own.
         root: whether the measure is the root of the mean.
     """
 
@@ -282,32 +286,40 @@ def measure(model: Recommender, task: str, split: Split) -> dict[str, PerPerson]
     test = split.test
     if isinstance(model, HistoryReader):
         model.update_histories(split.history)
+    n = test.n_users
     if task == "ranking":
         report = evaluate(model, test.positives(_LIKED), seen=split.history, metrics=["ndcg"], progress=False)
-        values = report.per_user["ndcg@10"].double().cpu()  # (U,)
-        return {"ndcg@10": PerPerson(values, torch.ones_like(values))}
-    people, row = test.users.unique(return_inverse=True)  # (U,), (N,)
-    scores = model.predict(test.users, test.items).double()  # (N,)
-    counts = row.bincount().double()  # (U,)
+        return {"ndcg@10": _one_each(report.users.cpu(), report.per_user["ndcg@10"], n)}
+    users, counts = test.users, test.user_counts().double()  # (N,), (n_users,)
+    scores = model.predict(users, test.items).double()  # (N,)
     if task == "rating":
         squares = (scores - test.ratings.double()).square()  # (N,)
-        return {"rmse": PerPerson(row.bincount(weights=squares), counts, root=True)}
+        return {"rmse": PerPerson(users.bincount(weights=squares, minlength=n), counts, root=True)}
     liked = test.ratings >= _LIKED  # (N,)
     losses = functional.binary_cross_entropy_with_logits(scores, liked.double(), reduction="none")  # (N,)
-    said = torch.zeros(len(people), test.n_items, dtype=torch.float64, device=scores.device)  # (U, n_items)
+    said = torch.zeros(n, test.n_items, dtype=torch.float64, device=scores.device)  # (n_users, n_items)
     there, wanted = torch.zeros_like(said, dtype=torch.bool), torch.zeros_like(said, dtype=torch.bool)
-    said[row, test.items], there[row, test.items], wanted[row, test.items] = scores, True, liked
-    n_liked = wanted.sum(dim=1)  # (U,)
-    both = (n_liked > 0) & (n_liked < there.sum(dim=1))  # (U,)
-    areas = auc(said[both], wanted[both], there[both]).double()  # (V,)
+    said[users, test.items], there[users, test.items], wanted[users, test.items] = scores, True, liked
+    n_liked = wanted.sum(dim=1)  # (n_users,)
+    both = ((n_liked > 0) & (n_liked < there.sum(dim=1))).nonzero().squeeze(1)  # (V,)
     return {
-        "log-loss": PerPerson(row.bincount(weights=losses), counts),
-        "auc": PerPerson(areas, torch.ones_like(areas)),
+        "log-loss": PerPerson(users.bincount(weights=losses, minlength=n), counts),
+        "auc": _one_each(both, auc(said[both], wanted[both], there[both]), n),
     }
 
 
+def _one_each(people: Tensor, values: Tensor, n_users: int) -> PerPerson:
+    """A measure of people (V,) that is their own, (V,)."""
+    sums = torch.zeros(n_users, dtype=torch.float64, device=people.device)  # (n_users,)
+    counts = sums.index_fill(0, people, 1.0)  # (n_users,)
+    return PerPerson(sums.scatter(0, people, values.double().to(people.device)), counts)
+
+
 def over_people_and_seeds(
-    found: Iterable[PerPerson], against: Iterable[PerPerson] | None = None, level: float = 0.95
+    found: Iterable[PerPerson],
+    against: Iterable[PerPerson] | None = None,
+    *further: tuple[float, Iterable[PerPerson]],
+    level: float = 0.95,
 ) -> Comparison:
     """The mean over seeds, or the mean difference seed by seed, with an interval over people and seeds.
 
@@ -319,25 +331,27 @@ def over_people_and_seeds(
     Args:
         found: one measure a seed, of the same people.
         against: what is subtracted, seed by seed; None for nothing.
+        *further: weights, and what is added with them: for the difference of two differences.
         level: the interval's coverage.
 
     Source: Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components".
     """
-    listed = list(found)
-    other = [None] * len(listed) if against is None else list(against)
-    values, moved = [], []
-    for one, two in zip(listed, other, strict=True):
-        values.append(one.value - (0.0 if two is None else two.value))
-        moved.append(one.influence - (0.0 if two is None else two.influence))
-    each = torch.stack(moved).mean(dim=0)  # (U,)
+    terms = [(1.0, list(found)), *((weight, list(measures)) for weight, measures in further)]
+    if against is not None:
+        terms.append((-1.0, list(against)))
+    by_seed = list(zip(*(measures for _, measures in terms), strict=True))
+    weights = [weight for weight, _ in terms]
+    values = [sum(w * m.value for w, m in zip(weights, row, strict=True)) for row in by_seed]
+    moved = [sum(w * m.influence for w, m in zip(weights, row, strict=True)) for row in by_seed]
+    each = torch.stack([torch.as_tensor(m) for m in moved]).mean(dim=0)  # (U,)
     mean, n, n_seeds = sum(values) / len(values), len(each), len(values)
-    terms = [(float(each.var()) / n, n - 1)]
+    parts = [(float(each.var()) / n, n - 1)]
     if n_seeds > 1:
-        terms.append((float(torch.tensor(values, dtype=torch.float64).var()) / n_seeds, n_seeds - 1))
-    variance = sum(part for part, _ in terms)
+        parts.append((float(torch.tensor(values, dtype=torch.float64).var()) / n_seeds, n_seeds - 1))
+    variance = sum(part for part, _ in parts)
     if not variance:
         return Comparison(mean, mean, mean, 1.0 if mean == 0 else 0.0, n, 0.0)
-    df = max(1, int(variance**2 / sum(part**2 / d for part, d in terms)))
+    df = max(1, int(variance**2 / sum(part**2 / d for part, d in parts)))
     error = math.sqrt(variance)
     half = student_quantile(df, level) * error
     return Comparison(mean, mean - half, mean + half, student_tail(mean / error, df), n, error * math.sqrt(n))

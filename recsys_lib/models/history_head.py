@@ -55,12 +55,14 @@ class BagEncoder(nn.Module):
 class _Head(nn.Module):
     """What a task makes of a person's vector: (B, d) to (B, d), to be multiplied with items', and (B,)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, scale: float) -> None:
         super().__init__()
         self.map, self.level = nn.Linear(dim, dim), nn.Linear(dim, 1)
         nn.init.eye_(self.map.weight)
         for tensor in (self.map.bias, self.level.weight, self.level.bias):
             nn.init.zeros_(tensor)
+        with torch.no_grad():
+            self.map.weight *= scale
 
     def forward(self, person: Tensor) -> tuple[Tensor, Tensor]:
         return self.map(person), self.level(person).squeeze(1)
@@ -106,7 +108,8 @@ class HistoryHead(TrainedRecommender[LabelledPairs], HistoryReader):
     behind them.
 
     **Parts** for ``start_from``: ``encoder``, ``items`` (Q), ``item_bias`` (b) and ``head`` (W, w, v, c). W
-    is the identity at first, so that a model whose scores are p . Q_i + b_i begins where it stood.
+    is the identity at first where the task is ranking, so that a model whose scores are p . Q_i + b_i begins
+    where it stood. For the other tasks such scores mean nothing, and W is zero: all pairs begin at the mean.
 
     **What is read.** ``behaviour`` holds what people did; its ratings are never looked at. No pair is asked
     while its own item is read: in each epoch a person's items are dealt into ``n_parts`` parts, and the
@@ -127,6 +130,12 @@ class HistoryHead(TrainedRecommender[LabelledPairs], HistoryReader):
     max_length: int = option("events that the transformer reads", default=50, at_least=1)
     dropout: float = option("share dropped in training by the transformer", default=0.1, at_least=0, below=1)
     n_parts: int = option("into which what a person did is dealt", default=2, at_least=2)
+    l2: float = option(
+        "weight of the squared entries of tables and maps, and of items' own levels", default=0.0, at_least=0
+    )
+    body_rate: float = option(
+        "learning rate of ``encoder`` and ``items``, as a share of the head's", default=1.0, above=0
+    )
     text_dim: int | None = option("features of an item; taken from ``text``", default=None, at_least=1)
     batch_size: int = option("people in a step", default=64, at_least=1)
     epochs: int = option(default=30)
@@ -174,7 +183,10 @@ class HistoryHead(TrainedRecommender[LabelledPairs], HistoryReader):
             )
         self.items = nn.Parameter(torch.empty(n_rows, self.dim))
         nn.init.xavier_normal_(self.items)
-        self.item_bias, self.head = nn.Parameter(torch.zeros(self.n_items)), _Head(self.dim)
+        self.item_bias, self.head = (
+            nn.Parameter(torch.zeros(self.n_items)),
+            _Head(self.dim, float(self.task == "ranking")),
+        )
 
     def _keep_features(self, text: Tensor) -> None:
         if text.ndim != 2 or len(text) != self.n_items:
@@ -215,6 +227,11 @@ class HistoryHead(TrainedRecommender[LabelledPairs], HistoryReader):
         return wanted @ self.item_vectors.mT + self.item_bias + level[:, None]
 
     # Learning.
+
+    def slower(self) -> list[tuple[nn.Module, float]]:
+        """The body may learn more slowly than the head."""
+        body = nn.ModuleList([self.encoder, nn.ParameterList([self.items])])
+        return [] if self.body_rate == 1 else [(body, self.body_rate * self.learning_rate)]
 
     def prepare(self, events: Interactions, generator: torch.Generator) -> LabelledPairs:
         """Keeps the histories; the labels and the events are the examples."""
@@ -272,7 +289,11 @@ class HistoryHead(TrainedRecommender[LabelledPairs], HistoryReader):
                 )  # (B, d)
                 place, row = take_rows(asked_crow, chosen)  # (n,), (n,)
                 place = asked[place]
-                yield self.objective(person, row, examples.items[place], examples.labels[place]), len(row)
+                loss = self.objective(person, row, examples.items[place], examples.labels[place])  # ()
+                if self.l2:
+                    shrunk = [self.item_bias, *(p for p in self.parameters() if p.ndim == 2)]
+                    loss = loss + self.l2 * sum(p.square().sum() for p in shrunk)
+                yield loss, len(row)
 
     def objective(self, person: Tensor, row: Tensor, items: Tensor, labels: Tensor) -> Tensor:
         """The loss of N pairs: people's vectors (B, d), row (N,) of them, items (N,), labels (N,): ()."""

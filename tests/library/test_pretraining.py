@@ -110,7 +110,7 @@ def test_measures_are_those_of_their_definitions(split, task):
     found = measure(model, task, split)
     test = split.test
     if task == "ranking":
-        assert len(found["ndcg@10"].sums) == len(test.positives(4.0).users.unique())
+        assert found["ndcg@10"].counts.sum() == len(test.positives(4.0).users.unique())
         return
     scores = model.predict(test.users, test.items).double()
     if task == "rating":
@@ -159,6 +159,10 @@ def test_the_interval_counts_people_and_seeds():
     gap = over_people_and_seeds([PerPerson(m.sums + 0.5, ones) for m in moved], moved)
     assert (gap.low, gap.mean, gap.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-6)
     assert gap.clear
+    # And the difference of two differences.
+    plus = [PerPerson(m.sums + 2.0, ones) for m in moved]
+    twice = over_people_and_seeds(plus, moved, (-2.0, plus), (2.0, moved))
+    assert twice.mean == pytest.approx(-2.0)
 
 
 def test_intervals_cover():
