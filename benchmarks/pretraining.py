@@ -232,12 +232,17 @@ def _random(reads: str, n_items: int, seed: int) -> nn.Module:
 
 
 def run(
-    n_seeds: int = 3, only: int | None = None, shares: tuple[float, ...] = SHARES, **changes: Any
+    n_seeds: int = 3,
+    only: int | None = None,
+    shares: tuple[float, ...] = SHARES,
+    after: Callable[[dict[str, Any]], None] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """The whole measurement.
 
     Args:
         n_seeds: of everything random.
+        after: is given what there is after each seed, so that a run that is cut short leaves something.
         only: of the people, the first so many; None takes all.
         shares: of the labels.
         **changes: options in place of those of ``SHAPE``.
@@ -279,17 +284,20 @@ def run(
                     value = runs.found[task, arm.name, share, METRIC[task]][-1].value
                     chosen = runs.rates[task, arm.name, share]
                     print(f"seed {seed} {share:.0%} {task} {arm.name}: {value:.4f} {chosen}", flush=True)
-    return {
-        "inputs": {"ratings": data.sha256},
-        "settings": {
-            "seeds": n_seeds,
-            "shares": list(shares),
-            "rates": [list(rate) for rate in RATES],
-            "threads": torch.get_num_threads(),
-            **shape,
-        },
-        "values": _values(split, runs, pre, shares, bars(split, shares, n_seeds)),
-    }
+        found = {
+            "inputs": {"ratings": data.sha256},
+            "settings": {
+                "seeds": seed + 1,
+                "shares": list(shares),
+                "rates": [list(rate) for rate in RATES],
+                "threads": torch.get_num_threads(),
+                **shape,
+            },
+            "values": _values(split, runs, pre, shares, bars(split, shares, seed + 1)),
+        }
+        if after is not None:
+            after(found)
+    return found
 
 
 def _split(data: MovieLens, only: int | None) -> Split:
@@ -534,17 +542,21 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="a file for the results, as JSON")
     arguments = parser.parse_args()
     seeds = {} if arguments.seeds is None else {"n_seeds": arguments.seeds}
-    found = transfer(**seeds) if arguments.transfer else run(**seeds)
+
+    def record(found: dict[str, Any]) -> None:
+        if arguments.record:
+            write_run(
+                arguments.record,
+                about=__doc__ or "",
+                command=TRANSFER_COMMAND if arguments.transfer else COMMAND,
+                versions=("torch", "numpy"),
+                code=TRANSFER_CODE if arguments.transfer else CODE,
+                **found,
+            )
+
+    found = transfer(**seeds) if arguments.transfer else run(after=record, **seeds)
+    record(found)
     print(table(found))
-    if arguments.record:
-        write_run(
-            arguments.record,
-            about=__doc__ or "",
-            command=TRANSFER_COMMAND if arguments.transfer else COMMAND,
-            versions=("torch", "numpy"),
-            code=TRANSFER_CODE if arguments.transfer else CODE,
-            **found,
-        )
 
 
 if __name__ == "__main__":
