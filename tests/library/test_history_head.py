@@ -165,3 +165,19 @@ def test_training_stops_by_the_error_of_the_task(task):
     else:
         expected = -functional.binary_cross_entropy_with_logits(scores, (known.ratings >= 4).float())
     assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_slow_body_stays_where_it_began():
+    start = fit(task="click", epochs=1, learning_rate=1e-12)
+    still = fit(task="click", epochs=5, learning_rate=0.02, body_rate=1e-9)
+    for name, before in start.named_parameters():
+        after = dict(still.named_parameters())[name]
+        moved = float((after - before).detach().abs().max())
+        assert moved < 1e-6 if name.startswith(("encoder", "items")) else moved > 1e-3, name
+
+
+def test_a_penalty_shrinks_tables_and_maps():
+    free, held = fit(task="rating", epochs=30), fit(task="rating", epochs=30, l2=1.0)
+    for name in ("items", "item_bias", "encoder.rows", "head.map.weight"):
+        sizes = [float(dict(model.named_parameters())[name].detach().norm()) for model in (free, held)]
+        assert sizes[1] < 0.5 * sizes[0], name
