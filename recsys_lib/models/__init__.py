@@ -15,6 +15,7 @@ from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.cross_attention import CrossAttentionRecommender
 from recsys_lib.models.cross_encoder import CrossEncoder
 from recsys_lib.models.denoising import SequenceDenoiser
+from recsys_lib.models.ctr import ClickModel
 from recsys_lib.models.din import DIN
 from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
@@ -42,6 +43,7 @@ __all__ = [
     "BERT4Rec",
     "BiasedMF",
     "Blend",
+    "ClickModel",
     "CollectiveEASE",
     "ContrastiveSASRec",
     "CrossAttentionRecommender",

@@ -41,6 +41,7 @@ from recsys_lib.models import (
     BERT4Rec,
     BiasedMF,
     Blend,
+    ClickModel,
     CollectiveEASE,
     ContrastiveSASRec,
     CrossAttentionRecommender,
@@ -95,6 +96,7 @@ class Case:
             checkerboard only the group of its first choices is known.
         pairs: whether it learns from pairs of events in a row, and so refuses data without any.
         ratings: whether it learns from ratings, dislikes included; ``predict`` then gives ratings.
+        probabilities: whether ``predict`` gives probabilities, and ``score`` their logits.
     """
 
     make: Callable[[list[str]], Recommender]
@@ -105,6 +107,7 @@ class Case:
     order: bool = False
     pairs: bool = False
     ratings: bool = False
+    probabilities: bool = False
 
 
 def features(texts: list[str]) -> torch.Tensor:
@@ -250,6 +253,58 @@ CASES = {
         lambda texts: MultVAE(dim=32, hidden=128, epochs=12, learning_rate=0.005, recency=0.3),
         binary=True,
         cold="same",
+    ),
+    "ClickModel": Case(
+        lambda texts: ClickModel(dim=8, epochs=40, batch_size=64),
+        lambda texts: ClickModel(epochs=8),
+        binary=True,
+        cold="same",
+        probabilities=True,
+    ),
+    "ClickModelLiked": Case(
+        lambda texts: ClickModel(
+            dim=8, epochs=60, batch_size=64, labels="liked", item_features={"words": words(texts)}
+        ),
+        lambda texts: ClickModel(epochs=4, labels="liked", item_features={"features": features(texts)}),
+        cold="same",
+        ratings=True,
+        probabilities=True,
+    ),
+    "ClickModelDeep": Case(
+        lambda texts: ClickModel(
+            interaction="inner",
+            deep=True,
+            dim=8,
+            epochs=20,
+            batch_size=64,
+            l2=0.03,
+            layer_l2=0.01,
+            item_features={"words": words(texts)},
+        ),
+        lambda texts: ClickModel(
+            interaction="inner", deep=True, epochs=6, item_features={"features": features(texts)}
+        ),
+        binary=True,
+        cold="same",
+        probabilities=True,
+    ),
+    "ClickModelOuter": Case(
+        lambda texts: ClickModel(
+            interaction="outer", dim=8, epochs=40, batch_size=64, l2=0.03, layer_l2=0.01
+        ),
+        lambda texts: ClickModel(interaction="outer", matrix_rank=4, epochs=6),
+        binary=True,
+        cold="same",
+        probabilities=True,
+    ),
+    "ClickModelCross": Case(
+        lambda texts: ClickModel(
+            interaction="cross", matrix_rank=4, dim=8, epochs=40, batch_size=64, l2=0.003
+        ),
+        lambda texts: ClickModel(interaction="cross", epochs=6),
+        binary=True,
+        cold="same",
+        probabilities=True,
     ),
     "CollectiveEASE": Case(
         lambda texts: CollectiveEASE(l2=5.0, item_features=features(texts)),
@@ -1068,7 +1123,7 @@ def test_edges(case, edge, fit):
     assert scores.isfinite().all()
     items, _ = model.recommend(torch.arange(inter.n_users), k=1, exclude=inter)
     assert items.shape == (inter.n_users, 1)
-    if case.ratings and edge == "a constant rating":
+    if case.ratings and not case.probabilities and edge == "a constant rating":
         assert model.predict(inter.users, inter.items).tolist() == [3.0] * len(inter)
 
 
@@ -1095,7 +1150,9 @@ def test_predictions_are_the_scores_of_the_pairs(case, fitted):
     items = torch.randint(N_ITEMS, (50,), generator=generator, dtype=torch.int32)
     found = model.predict(users, items)
     expected = model.score(users).gather(1, items.long()[:, None])[:, 0]  # (50,)
-    if case.ratings:  # in stars, as far as they go
+    if case.probabilities:
+        expected = expected.sigmoid()
+    elif case.ratings:  # in stars, as far as they go
         expected = expected.clamp(inter.ratings.min(), inter.ratings.max())
     assert (found.shape, found.dtype, found.device) == ((50,), torch.float32, users.device)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
