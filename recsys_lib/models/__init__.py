@@ -23,6 +23,7 @@ from recsys_lib.models.history_head import HistoryHead
 from recsys_lib.models.item_feature_ridge import ItemFeatureRidge
 from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
+from recsys_lib.models.objectives import ObjectiveMF
 from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
 from recsys_lib.models.rating_als import RatingALS
@@ -58,6 +59,7 @@ __all__ = [
     "MultDAE",
     "MultVAE",
     "NotFittedError",
+    "ObjectiveMF",
     "PairNetwork",
     "Popularity",
     "RatingALS",

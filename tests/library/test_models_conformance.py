@@ -56,6 +56,7 @@ from recsys_lib.models import (
     MultDAE,
     MultVAE,
     NotFittedError,
+    ObjectiveMF,
     PairNetwork,
     Popularity,
     RatingALS,
@@ -458,6 +459,24 @@ CASES = {
         lambda texts: LinearListwise(max_examples=6000),
         cold="same",
         pairs=True,
+    ),
+    "ObjectiveMF": Case(
+        lambda texts: ObjectiveMF(dim=8, epochs=40, batch_size=64),
+        lambda texts: ObjectiveMF(epochs=10),
+        binary=True,
+        cold="same",
+    ),
+    "ObjectiveMFListMLE": Case(
+        lambda texts: ObjectiveMF(loss="ListMLE", n_drawn=4, dim=8, epochs=20, batch_size=64, l2=0.5),
+        lambda texts: ObjectiveMF(loss="ListMLE", l2=0.1, epochs=10),
+        binary=True,
+        cold="same",
+    ),
+    "ObjectiveMFStars": Case(
+        lambda texts: ObjectiveMF(loss="stars", dim=8, epochs=60, batch_size=64),
+        lambda texts: ObjectiveMF(loss="stars", l2=0.05, epochs=10),
+        cold="same",
+        ratings=True,
     ),
     "PairNetwork": Case(
         lambda texts: PairNetwork(l2=5.0, n_candidates=10, n_negatives=5, dim=8),
