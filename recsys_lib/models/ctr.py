@@ -9,9 +9,10 @@ from torch.nn import functional
 
 from recsys_lib.calibration import log_loss
 from recsys_lib.crosses import CrossNetwork, FactorizationMachine, InnerProducts, OuterProducts
-from recsys_lib.data import Interactions
-from recsys_lib.data.ragged import row_of_each
-from recsys_lib.devices import seed_generator
+from recsys_lib.data import Interactions, check_seconds
+from recsys_lib.data.ragged import distinct_events
+from recsys_lib.devices import in_float32, seed_generator
+from recsys_lib.models.core.checks import check_indices
 from recsys_lib.models.core.fields import Features, field_table, widths_of
 from recsys_lib.models.core.options import data, learned, option
 from recsys_lib.models.core.trained import TrainedRecommender
@@ -22,15 +23,17 @@ from recsys_lib.training import Validation, batches
 __all__ = ["ClickModel"]
 
 _PAIRS_AT_ONCE = 2**16
+_HOURS = 24
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Users (E,), items (E,), labels (E,) float32; where other items are drawn, with what."""
+    """Users, items, labels float32, hours, (E,) each; where other items are drawn, with what."""
 
     users: Tensor
     items: Tensor
     labels: Tensor
+    hours: Tensor
     sampler: NegativeSampler | None
 
 
@@ -60,8 +63,9 @@ class ClickModel(TrainedRecommender[_Pairs]):
     says nothing. ``predict`` gives the probability, and ``score`` s. With ``"chosen"`` the probability is
     that among one event and the items drawn with it, not that in the catalog.
 
-    A pair is all there is: the contract has no place for a context such as the hour, which ``predict(users,
-    items)`` could not be told.
+    ``hour=True`` adds a field of the event: the hour of the day (UTC) at which it happened. A drawn item has
+    the hour of the event that it is drawn for. ``predict`` is told it by ``timestamps``; without them, and in
+    ``score``, the field's vector is the mean over the hours of the events that were learned from.
 
     A user without events has the vector zero in the field of numbers; the features still speak. So has an
     item without events, with ``"liked"``. With a validation set, training stops by the log-loss on its labels
@@ -90,6 +94,7 @@ class ClickModel(TrainedRecommender[_Pairs]):
     layer_l2: float = option("weight of the squared weights of the layers", default=1e-4, at_least=0)
     init_scale: float = option("standard deviation of the vectors at the start", default=0.1, above=0)
     learning_rate: float = option(default=0.01)
+    hour: bool = option("a field for the hour of the day, see above", default=False)
     user_fields: str | None = option("widths by name, JSON; taken from the features", default=None)
     item_fields: str | None = option("widths by name, JSON; taken from the features", default=None)
     user_features: Features | None = data(
@@ -106,6 +111,8 @@ class ClickModel(TrainedRecommender[_Pairs]):
     item_vectors: nn.Parameter = learned("(n_items, 1 + dim)")
     user_feature_vectors: nn.Parameter = learned("(V, 1 + dim), weight and vector of each feature")
     item_feature_vectors: nn.Parameter = learned("(W, 1 + dim)")
+    hour_vectors: nn.Parameter = learned("(24, 1 + dim), with ``hour``")
+    hour_shares: Tensor = learned("(24,) float32, of the events that were learned from")
     interactions: FactorizationMachine | InnerProducts | OuterProducts | CrossNetwork = learned(
         "(B, F, dim) to (B, K)"
     )
@@ -117,12 +124,14 @@ class ClickModel(TrainedRecommender[_Pairs]):
         self._take_features("user", self.n_users)
         self._take_features("item", self.n_items)
         widths = widths_of(self.user_fields), widths_of(self.item_fields)
-        d, n_fields = self.dim, 2 + len(widths[0]) + len(widths[1])
+        d, n_fields = self.dim, 2 + len(widths[0]) + len(widths[1]) + self.hour
         self.bias = nn.Parameter(torch.zeros(()))
         self.user_vectors = nn.Parameter(torch.zeros(self.n_users, 1 + d))
         self.item_vectors = nn.Parameter(torch.zeros(self.n_items, 1 + d))
         self.user_feature_vectors = nn.Parameter(torch.zeros(sum(widths[0]), 1 + d))
         self.item_feature_vectors = nn.Parameter(torch.zeros(sum(widths[1]), 1 + d))
+        if self.hour:
+            self.hour_vectors = nn.Parameter(torch.zeros(_HOURS, 1 + d))
         for name in ("interactions", "head", "network"):
             self._modules.pop(name, None)
         k = 0  # products
@@ -169,14 +178,22 @@ class ClickModel(TrainedRecommender[_Pairs]):
                 raise ValueError(
                     f"{type(self).__name__} has {side}_fields but no features: give {side}_features"
                 )
-        for table in (
+        tables = [
             self.user_vectors,
             self.item_vectors,
             self.user_feature_vectors,
             self.item_feature_vectors,
-        ):
+        ]
+        for table in [*tables, self.hour_vectors] if self.hour else tables:
             table[:, 1:].normal_(0.0, self.init_scale, generator=generator)
         self.user_vectors[events.user_counts() == 0] = 0.0
+        pairs = self._labelled(events)
+        if self.hour:
+            seen = torch.bincount(pairs.hours, minlength=_HOURS)  # (24,)
+            self._keep("hour_shares", seen / seen.sum().clamp(min=1))
+        return pairs
+
+    def _labelled(self, events: Interactions) -> _Pairs:
         if self.labels == "liked":
             if missing := int(events.ratings.isnan().sum()):
                 raise ValueError(
@@ -184,24 +201,30 @@ class ClickModel(TrainedRecommender[_Pairs]):
                     f'the others, or labels="chosen"'
                 )
             self.item_vectors[events.item_counts() == 0] = 0.0
-            return _Pairs(events.users, events.items, (events.ratings >= self.threshold).float(), None)
-        crow, items = events.csr()  # (n_users + 1,), (E,)
-        users = row_of_each(crow)  # (E,)
+            labels = (events.ratings >= self.threshold).float()  # (E,)
+            return _Pairs(events.users, events.items, labels, _hours(events.timestamps), None)
+        distinct = distinct_events(
+            events.users, events.items, events.timestamps, events.n_users, events.n_items
+        )
+        crow, users, items = distinct.crow, distinct.users, distinct.items  # (n_users + 1,), (E,), (E,)
         trainable = crow.diff()[users] < self.n_items  # (E,) is there an item that the user has not?
-        labels = torch.ones(len(users), device=users.device)[trainable]
+        labels = torch.ones(len(users), device=users.device)  # (E,)
         sampler = NegativeSampler(crow, items, self.n_items)
-        return _Pairs(users[trainable], items[trainable], labels, sampler)
+        hours = _hours(distinct.timestamps)  # (E,)
+        return _Pairs(users[trainable], items[trainable], labels[trainable], hours[trainable], sampler)
 
     def losses(self, examples: _Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
         """One epoch over the pairs, shuffled; other items are drawn anew."""
         for batch in batches(len(examples.users), self.batch_size, generator):
-            users, items, labels = (x[batch] for x in (examples.users, examples.items, examples.labels))
+            users, items = examples.users[batch], examples.items[batch]  # (B,), (B,)
+            labels, hours = examples.labels[batch], examples.hours[batch]  # (B,), (B,)
             if examples.sampler is not None:
                 others = examples.sampler.sample(users, self.n_negatives, generator)  # (B, K)
                 labels = functional.pad(labels[:, None], (0, self.n_negatives)).flatten()  # (B (1 + K),)
                 items = torch.cat([items[:, None], others], dim=1).flatten()  # (B (1 + K),)
                 users = users.repeat_interleave(1 + self.n_negatives)  # (B (1 + K),)
-            fields = torch.cat([self._fields("user", users), self._fields("item", items)], dim=1)
+                hours = hours.repeat_interleave(1 + self.n_negatives)  # (B (1 + K),)
+            fields = self._pair_fields(users, items, hours)  # (B', F, 1 + d)
             loss = functional.binary_cross_entropy_with_logits(self._logits(fields), labels)
             yield loss + 0.5 * self._penalty(fields), len(batch)
 
@@ -222,6 +245,19 @@ class ClickModel(TrainedRecommender[_Pairs]):
         weights = getattr(self, f"{side}_feature_vectors").split(widths)  # each (V_f, 1 + d)
         x = getattr(self, f"{side}_table")[index].to(own.dtype).split(widths, dim=1)  # each (N, V_f)
         return torch.cat([own, *((a @ b)[:, None] for a, b in zip(x, weights, strict=True))], dim=1)
+
+    def _hour_field(self, hours: Tensor | None) -> Tensor:
+        """Weight and vector of hours (N,), or of an hour unknown: (N, 1, 1 + dim), or 1 for N."""
+        if hours is None:
+            return (self.hour_shares.to(self.hour_vectors.dtype) @ self.hour_vectors)[None, None]
+        return functional.embedding(hours, self.hour_vectors)[:, None]
+
+    def _pair_fields(self, users: Tensor, items: Tensor, hours: Tensor | None) -> Tensor:
+        """Weight and vector of each field of N pairs: (N, F, 1 + dim)."""
+        fields = [self._fields("user", users), self._fields("item", items)]
+        if self.hour:
+            fields.append(self._hour_field(hours).expand(len(users), -1, -1))
+        return torch.cat(fields, dim=1)
 
     def _logits(self, fields: Tensor) -> Tensor:
         """The logit of pairs whose fields have these weights and vectors, (N, F, 1 + d): (N,)."""
@@ -254,20 +290,57 @@ class ClickModel(TrainedRecommender[_Pairs]):
 
         @torch.no_grad()
         def measure() -> float:
-            chance = self._predict(known.users, known.items)  # (N,)
+            chance = self._chances(known.users, known.items, _hours(known.timestamps))  # (N,)
             return -float(log_loss(chance, known.ratings >= self.threshold))
 
         return measure
 
+    @torch.no_grad()
+    @in_float32()
+    def predict(self, users: Tensor, items: Tensor, timestamps: Tensor | None = None) -> Tensor:
+        """The probability of a yes for each pair.
+
+        Args:
+            users: (N,) integer indices.
+            items: (N,) integer indices.
+            timestamps: (N,) seconds since 1970-01-01 UTC, when it would happen; read with ``hour`` alone.
+
+        Returns:
+            (N,) float32 on the users' device.
+
+        Raises:
+            NotFittedError, TypeError, ValueError, IndexError: as ``score``, for users and for items.
+            ValueError: another number of timestamps.
+        """
+        if timestamps is None or not self.hour:
+            return super().predict(users, items)
+        users = self._check_users(users)
+        items = check_indices(items, self.n_items, "item")
+        times = check_seconds(timestamps, f"{type(self).__name__}.predict")  # (N,)
+        if not len(users) == len(items) == len(times):
+            counts = f"{len(users)}, {len(items)} and {len(times)}"
+            raise ValueError(f"users, items and timestamps must have one length, got {counts}")
+        here = self.device
+        found = self._chances(users.to(here), items.to(here), _hours(times.to(here)))  # (N,)
+        return found.to(users.device)
+
     def _predict(self, users: Tensor, items: Tensor) -> Tensor:
-        """The probability of a yes for each pair: (N,)."""
-        parts = zip(users.split(_PAIRS_AT_ONCE), items.split(_PAIRS_AT_ONCE), strict=True)
-        sides = ((self._fields("user", u), self._fields("item", i)) for u, i in parts)
-        return torch.cat([self._logits(torch.cat(both, dim=1)) for both in sides]).float().sigmoid()
+        return self._chances(users, items, None)  # (N,)
+
+    def _chances(self, users: Tensor, items: Tensor, hours: Tensor | None) -> Tensor:
+        """The probability of a yes for each pair, at these hours or at an hour unknown: (N,) float32."""
+        parts = torch.arange(len(users), device=users.device).split(_PAIRS_AT_ONCE)
+        found = [
+            self._logits(self._pair_fields(users[n], items[n], None if hours is None else hours[n]))
+            for n in parts
+        ]
+        return torch.cat(found).float().sigmoid()
 
     def _score(self, users: Tensor) -> Tensor:
         every = torch.arange(self.n_items, device=users.device)  # (n_items,)
         items = self._fields("item", every)  # (n_items, F', 1 + d)
+        if self.hour:
+            items = torch.cat([items, self._hour_field(None).expand(self.n_items, -1, -1)], dim=1)
         rows = []
         for part in users.split(max(1, _PAIRS_AT_ONCE // self.n_items)):
             own = self._fields("user", part)[:, None].expand(-1, self.n_items, -1, -1)  # (b, n_items, F'', .)
@@ -280,3 +353,8 @@ class ClickModel(TrainedRecommender[_Pairs]):
         every = torch.arange(self.n_items, device=items.device)  # (n_items,)
         vectors = self._fields("item", every)[:, :, 1:].sum(dim=1)  # (n_items, d)
         return cosine(vectors[items], vectors)  # (B, n_items)
+
+
+def _hours(timestamps: Tensor) -> Tensor:
+    """The hour of the day (UTC) of times in seconds, (E,) int64: (E,) int64 from 0 to 23."""
+    return timestamps.div(3600, rounding_mode="floor") % _HOURS

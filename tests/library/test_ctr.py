@@ -227,3 +227,59 @@ def test_features_that_make_no_sense_are_refused(features, message):
 def test_features_of_another_kind_are_refused(features):
     with pytest.raises(TypeError, match="features"):
         field_table(features, 2, "item")
+
+
+def by_the_hour() -> Interactions:
+    """Everybody likes even items before noon, and odd ones after it."""
+    rows = [(u, i, (u * 5 + i * 7) % 24) for u in range(N_USERS) for i in range(N_ITEMS)]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "hour"])
+    frame["rating"] = np.where((frame["item_id"] % 2 == 0) == (frame["hour"] < 12), 5.0, 1.0)
+    frame["timestamp"] = 1_000_000_000 // 86_400 * 86_400 + frame["hour"] * 3600 + 59
+    return Interactions.from_frame(frame)
+
+
+def test_the_hour_decides_where_it_is_told_and_is_averaged_where_not():
+    events = by_the_hour()
+    model = fit(small(hour=True, epochs=60, learning_rate=0.03), events)
+    liked = events.ratings >= 4
+    told = model.predict(events.users, events.items, events.timestamps)
+    assert float(((told > 0.5) == liked).float().mean()) > 0.95
+    untold = model.predict(events.users, events.items)
+    assert float(((untold > 0.5) == liked).float().mean()) < 0.8
+    # A factorization machine is linear in each field, so the mean vector gives the mean logit.
+    day = torch.arange(24) * 3600
+    each = [model.predict(torch.full((24,), 3), torch.full((24,), item), day) for item in (0, 5)]
+    mean = torch.stack([model.hour_shares @ chances.logit() for chances in each])
+    torch.testing.assert_close(model.predict(torch.tensor([3, 3]), torch.tensor([0, 5])).logit(), mean)
+    torch.testing.assert_close(model.score(torch.tensor([3]))[0, [0, 5]], mean)
+
+
+def test_the_hour_of_a_choice_is_its_last_and_drawn_items_share_it():
+    model = small(hour=True, labels="chosen", epochs=1)
+    frame = pd.DataFrame(
+        {"user_id": [0, 0, 1, 2], "item_id": [0, 0, 1, 2], "timestamp": [7200, 90_000, 86_399, 3600]}
+    )
+    fit(model, Interactions.from_frame(frame))
+    wanted = torch.zeros(24)
+    wanted[[1, 23]] = torch.tensor([2 / 3, 1 / 3])
+    torch.testing.assert_close(model.hour_shares, wanted)
+
+
+def test_a_model_that_reads_hours_is_saved_with_them(tmp_path):
+    events = by_the_hour()
+    model = fit(small(hour=True), events)
+    model.save_pretrained(tmp_path)
+    again = ClickModel.from_pretrained(tmp_path)
+    given = events.users, events.items, events.timestamps
+    torch.testing.assert_close(again.predict(*given), model.predict(*given))
+    torch.testing.assert_close(everything(again), everything(model))
+
+
+def test_times_are_one_a_pair_and_nothing_to_a_model_without_hours():
+    users, items = torch.tensor([0, 1]), torch.tensor([2, 3])
+    with pytest.raises(ValueError, match="2, 2 and 1"):
+        fit(small(hour=True)).predict(users, items, torch.tensor([0]))
+    model = fit(small())
+    torch.testing.assert_close(
+        model.predict(users, items, torch.tensor([0, 3600])), model.predict(users, items)
+    )
