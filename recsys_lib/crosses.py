@@ -69,7 +69,7 @@ class OuterProducts(nn.Module):
 
     Source: Qu et al. 2016, "Product-based Neural Networks for User Response Prediction", section III.C, which
     shares one matrix among all pairs to save time; a matrix for each pair is Huang, Zhang, Zhang 2019,
-    "FiBiNET", section 3.3, "field-interaction type".
+    "FiBiNET", section 3.3, "field-interaction type", where the products stay vectors.
 
     Args:
         n_fields: F.
