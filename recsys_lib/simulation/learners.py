@@ -131,8 +131,8 @@ class InversePropensityRate:
     bounds its weight, at the price of a bias towards zero.
 
     Source: Schnabel, Swaminathan, Singh, Chandak, Joachims 2016, "Recommendations as Treatments: Debiasing
-    Learning and Evaluation", eq. 11; Saito, Yaginuma, Nishino, Sakata, Nakata 2020, "Unbiased Recommender
-    Learning from Missing-Not-At-Random Implicit Feedback", section 3.
+    Learning and Evaluation"; Saito, Yaginuma, Nishino, Sakata, Nakata 2020, "Unbiased Recommender Learning
+    from Missing-Not-At-Random Implicit Feedback" (of clicks, and the clip).
 
     Attributes:
         clip: the largest weight of a click, above 0; infinity for none.
@@ -188,8 +188,8 @@ class ImpressionFactors:
     with the posterior N(p_u, s^2 (sum w q q' + l2 I)^-1), s^2 the weighted mean squared residual: what
     ``sample`` draws from. It holds tables of n_users x n_items, so it is for small catalogs.
 
-    Source: Schnabel et al. 2016, as above, eq. 14 (the weights); Agrawal and Goyal 2013, "Thompson Sampling
-    for Contextual Bandits with Linear Payoffs", algorithm 1 (the posterior).
+    Source: Schnabel et al. 2016, as above (the weights); Agrawal and Goyal 2013, "Thompson Sampling for
+    Contextual Bandits with Linear Payoffs" (the posterior).
 
     Attributes:
         dim: length of the vectors.

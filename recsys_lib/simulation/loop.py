@@ -241,8 +241,8 @@ def overlap(lists: Tensor, n_items: int) -> float:
     two share an item.
 
     Source: the Jaccard index of pairs in Chaney, Stewart, Engelhardt 2018, "How Algorithmic Confounding in
-    Recommendation Systems Increases Homogeneity and Decreases Utility", section 4; for lists of one length
-    the share says the same.
+    Recommendation Systems Increases Homogeneity and Decreases Utility"; for lists of one length the share
+    says the same.
 
     Args:
         lists: (B, k) int64, each without repeats; -1 is no item.

@@ -5,8 +5,7 @@ Each row is a list that was shown, each column a place, and a list earns the sum
 
 A weight is how much more often the new policy does what was logged: P_new / P_logged. What "what was logged"
 means is an assumption about clicks, and the coarser it is, the smaller the weights (Li, Abbasi-Yadkori,
-Kveton, Muthukrishnan, Vinay, Wen 2018, "Offline Evaluation of Ranking Policies with Click Models",
-section 4):
+Kveton, Muthukrishnan, Vinay, Wen 2018, "Offline Evaluation of Ranking Policies with Click Models"):
 
 - the whole list: rewards (N,) of lists, weights ``list_weights``; assumes nothing;
 - an item at its place: rewards (N, k) of places, weights P_new(i at j) / P_logged(i at j); assumes that a
@@ -65,7 +64,7 @@ def replay(rewards: Tensor, agrees: Tensor) -> PolicyValue:
     Unbiased where lists were logged uniformly. Elsewhere it is about the cases in which the two agree.
 
     Source: Li, Chu, Langford, Wang 2011, "Unbiased Offline Evaluation of Contextual-Bandit-Based News Article
-    Recommendation Algorithms", algorithm 2.
+    Recommendation Algorithms".
 
     Args:
         rewards: (N,) or (N, k).
@@ -84,8 +83,8 @@ def ips(rewards: Tensor, weights: Tensor, *, clip: float = math.inf) -> PolicyVa
     It needs a logging policy that may do whatever the new one does; where it may not, the estimate is too
     low. With a clip it is biased, towards zero for rewards that are not negative, and steadier.
 
-    Source: Horvitz and Thompson 1952; Swaminathan and Joachims 2015, "Counterfactual Risk Minimization",
-    section 3.1 (the clip).
+    Source: Horvitz and Thompson 1952; Swaminathan and Joachims 2015, "Counterfactual Risk Minimization"
+    (the clip).
 
     Args:
         rewards: (N,) or (N, k).
@@ -98,22 +97,34 @@ def ips(rewards: Tensor, weights: Tensor, *, clip: float = math.inf) -> PolicyVa
     return _mean((w.clamp(max=clip) * r).sum(dim=1))
 
 
-def snips(rewards: Tensor, weights: Tensor) -> PolicyValue:
+def snips(rewards: Tensor, weights: Tensor, looks: Tensor | None = None) -> PolicyValue:
     """Self-normalized: sum_j (sum_n w r / sum_n w). Weights divide by what they sum to, not by N.
+
+    Weights of looks have a mean of 1 over all places together, not at each: there it is
+
+        (sum_j examined_j) (sum_n sum_j w r) / (sum_n sum_j w examined_j)
 
     Never beyond the rewards that were seen. Biased, by less and less as N grows. The standard error is that
     of a ratio of means.
 
-    Source: Swaminathan and Joachims 2015, "The Self-Normalized Estimator for Counterfactual Learning", eq. 8.
+    Source: Swaminathan and Joachims 2015, "The Self-Normalized Estimator for Counterfactual Learning".
 
     Args:
         rewards: (N,) or (N, k).
         weights: of the same shape.
+        looks: (k,) examined, for weights of looks.
 
     Raises:
         ValueError: all weights of a place are zero: the log says nothing about the new policy.
     """
     r, w = _both(rewards, weights)  # (N, k), (N, k)
+    if looks is not None:
+        examined = looks.detach().cpu().double()  # (k,)
+        if examined.shape != r.shape[1:]:
+            raise ValueError(f"looks must be ({r.shape[1]},), one a place; got {tuple(looks.shape)}")
+        all_looks = float(examined.sum())
+        r, w = (w * r).sum(dim=1)[:, None], (w @ examined)[:, None] / all_looks  # (N, 1), (N, 1)
+        r = r / w.masked_fill(w == 0, 1.0)  # (N, 1)
     total = w.sum(dim=0)  # (k,)
     if bool((total == 0).any()):
         place = int((total == 0).nonzero()[0, 0])
@@ -132,7 +143,7 @@ def doubly_robust(rewards: Tensor, weights: Tensor, logged: Tensor, new: Tensor)
     Unbiased if the weights are right, whatever the model says; and if the model is right, whatever the
     weights are. The better the model, the less the weights have to correct.
 
-    Source: Dudik, Langford, Li 2011, "Doubly Robust Policy Evaluation and Learning", eq. 1.
+    Source: Dudik, Langford, Li 2011, "Doubly Robust Policy Evaluation and Learning".
 
     Args:
         rewards: (N,) or (N, k).

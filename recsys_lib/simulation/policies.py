@@ -211,8 +211,8 @@ class Boltzmann(Policy):
 
         P(i at j | those above) = exp(s_i / t) / sum over items not above of exp(s / t)
 
-    Drawn at once: add Gumbel noise to s / t and take the best k (Yellott 1977; Kool, van Hoof, Welling 2019,
-    "Stochastic Beams and Where to Find Them", section 2). At the first place that is the softmax; at later
+    Drawn at once: add Gumbel noise to s / t and take the best k (Kool, van Hoof, Welling 2019, "Stochastic
+    Beams and Where to Find Them"). At the first place that is the softmax; at later
     ones the chance whatever stands above is a sum over all orders, and has no formula to offer.
 
     Args:

@@ -4,9 +4,9 @@ Who looks at a place and likes what is there clicks on it. This is the position-
 
     P(click on item i at place j) = examined_j * appeal_ui
 
-Source: Craswell, Zoeter, Taylor, Ramsey 2008, "An Experimental Comparison of Click Position-Bias Models",
-section 3; with examined_j = (1 / j) ** steepness as in Joachims, Swaminathan, Schnabel 2017, "Unbiased
-Learning-to-Rank with Biased Feedback", section 6.
+Source: Craswell, Zoeter, Taylor, Ramsey 2008, "An Experimental Comparison of Click Position-Bias Models";
+with examined_j = (1 / j) ** steepness as in the experiments of Joachims, Swaminathan, Schnabel 2017,
+"Unbiased Learning-to-Rank with Biased Feedback".
 """
 
 from dataclasses import dataclass

@@ -339,6 +339,26 @@ def test_snips_stays_within_the_rewards_and_ips_does_not():
     assert snips(rewards, 5 * weights) == pytest.approx(snips(rewards, weights))
 
 
+def test_snips_of_looks_by_hand(world):
+    rewards, weights, _ = logged_at_random()
+    looks = torch.tensor([1.0, 0.5, 0.25])
+    found = snips(rewards, weights, looks)
+    by_hand = 1.75 * (weights * rewards).sum() / (weights @ looks.double()).sum()
+    assert found.value == pytest.approx(float(by_hand), **PRECISE)
+    # If everybody clicks on all that they look at, the answer is the number of looks, whatever the weights.
+    certain = snips(looks.expand(500, -1), weights, looks)
+    assert certain.value == pytest.approx(1.75, **PRECISE)
+    assert certain.error == pytest.approx(0.0, abs=1e-9)
+    # The error is that of the ratio: as of many resamples.
+    draws = [
+        snips(rewards[rows], weights[rows], looks).value
+        for rows in torch.randint(500, (2000, 500), generator=generator(5))
+    ]
+    assert found.error == pytest.approx(float(torch.tensor(draws).std()), rel=0.1)
+    with pytest.raises(ValueError, match="looks must be"):
+        snips(rewards, weights, looks[:2])
+
+
 def test_equal_weights_are_the_mean():
     rewards, weights, _ = logged_at_random()
     ones = torch.ones_like(weights)
