@@ -711,3 +711,14 @@ def test_loops_refuse_what_cannot_run():
         FeedbackLoop(world, Popularity, visitors=21)
     with pytest.raises(TypeError, match="has no sample"):
         FeedbackLoop(world, Popularity, ThompsonSampling()).run(2, progress=False)
+
+
+def test_a_world_on_another_device_gives_the_same_log(device):
+    here = World.draw(40, 60, k=5, seed=1)
+    there = World(here.appeal.to(device), here.examined.to(device))
+    logs = [
+        FeedbackLoop(world, ImpressionFactors(), EpsilonGreedy(0.2), warm_up=1).run(3, progress=False).log
+        for world in (here, there)
+    ]
+    assert torch.equal(logs[0].items, logs[1].items)
+    assert torch.equal(logs[0].clicked, logs[1].clicked)
