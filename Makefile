@@ -20,7 +20,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env contents book execute html serve serve-api test unit gpu-check lint notebook-tests accept references stamp tidy lock lock-check bench clean
+.PHONY: help env contents book execute html serve serve-api test unit gpu-check lint notebook-tests accept references stamp tidy lock lock-check bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -113,6 +113,10 @@ lock-check: env ## ask the package index whether every pin of requirements.lock 
 
 bench: env ## measure speed and memory
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=2 $(BIN)/python "$$script"; done
+
+# The peers' environments and every finished measurement are kept; a run that was stopped goes on. PEERS=--smoke is tiny.
+bench-peers: env ## measure beside other libraries, each in an environment of its own; an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers $(PEERS) $(if $(PEERS),,--record book/recorded/peers.json)
 
 clean: ## remove the products; the environment and downloaded data stay
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
