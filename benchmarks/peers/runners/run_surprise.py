@@ -5,13 +5,13 @@ import common
 common.one_thread()
 
 import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
 import surprise  # noqa: E402
 
 
 def prepare(events):
-    frame = pd.DataFrame({"user": events.users, "item": events.items, "rating": events.ratings})
-    return surprise.Dataset.load_from_df(frame, surprise.Reader(rating_scale=(1, 5))).build_full_trainset()
+    rows = zip(events.users.tolist(), events.items.tolist(), events.ratings.tolist(), strict=True)
+    reader = surprise.Reader(rating_scale=(1, 5))
+    return surprise.Dataset(reader).construct_trainset([(*row, None) for row in rows])
 
 
 def of(make):
