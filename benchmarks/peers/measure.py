@@ -553,7 +553,9 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
     train = write_events(bench.folder / "train.npz", split.train)
     shape = split.train.n_users, split.train.n_items
     rows = []
-    contenders = [c for c in bench.plan.quality if c.model.startswith("BPR") and c.key in tuned]
+    contenders = [
+        c for c in bench.plan.quality if c.model in ("BPR", "MatrixFactorization") and c.key in tuned
+    ]
     for level in bench.plan.levels:
         chosen: dict[str, dict[str, Any]] = {}
         for contender in contenders:

@@ -114,7 +114,7 @@ _LIBRARIES = {
 
 _L2 = [50.0, 100.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1200.0]
 _NEIGHBORS = [10, 20, 50, 100, 200]
-_LONG = {"epochs": 200, "every": 10, "seeds": 3}
+_LONG: dict[str, int] = {"epochs": 150, "every": 5, "seeds": 3}
 
 QUALITY = [
     Contender(OURS, "Popularity"),
@@ -146,7 +146,22 @@ QUALITY = [
     Contender("LensKit", "EASE", {"regularization": _L2}),
     Contender("RecBole", "EASE", {"reg_weight": _L2}),
     Contender("RecTools", "EASE", {"regularization": _L2}),
-    Contender(OURS, "BPR", {"learning_rate": [0.003, 0.01, 0.03], "l2": [0.003, 0.01, 0.03]}, **_LONG),
+    Contender(
+        OURS,
+        "BPR",
+        {"learning_rate": [0.003, 0.01, 0.03], "l2": [0.003, 0.01, 0.03]},
+        {"gradient": "written"},
+        **_LONG,
+    ),
+    Contender(
+        OURS,
+        "MatrixFactorization",
+        {"learning_rate": [0.02, 0.05, 0.1], "l2": [0.1, 0.2, 0.3, 0.5]},
+        {"loss": "softmax", "whole_users": True, "batch_size": 4096},
+        epochs=16,
+        every=1,
+        seeds=3,
+    ),
     Contender(
         "Cornac",
         "BPR",
@@ -299,8 +314,9 @@ SERVED = [
 ]  # fmt: skip
 
 EPOCHS = [
+    (OURS, {"gradient": "written", "n_negatives": 1}),
+    (OURS, {"gradient": "written"}),
     (OURS, {"n_negatives": 1}),
-    (OURS, {}),
     ("Cornac", {"k": 64, "learning_rate": 0.03}),
     ("implicit", {"factors_": 64}),
     ("LensKit", {}),

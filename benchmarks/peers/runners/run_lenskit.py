@@ -34,6 +34,10 @@ class Prepared:
         users, items = range(events.n_users), range(events.n_items)
         self.events = events
         self.data = from_interactions_df(frame, users=list(users), items=list(items))
+        if not np.array_equal(self.data.items.ids(), items) or not np.array_equal(
+            self.data.users.ids(), users
+        ):
+            raise ValueError("LensKit numbers users and items in another order")
         self.catalog = ItemList(item_nums=np.arange(events.n_items), vocabulary=self.data.items)
 
     def query(self, user):
@@ -88,7 +92,13 @@ def ease_scores(prepared, model):
     return lambda users: history[users] @ model.weights
 
 
-def in_epochs(make, finish=lambda trainer: None, **always):
+def product(prepared, model):
+    """The scores of factors without biases, many users at once."""
+    users, items = (part.weight.detach().numpy() for part in (model.model.u_embed, model.model.i_embed))
+    return lambda rows: users[rows] @ items.T
+
+
+def in_epochs(make, finish=lambda trainer: None, dense=None, **always):
     def fit(prepared, seed, look, epochs, every, **options):
         model = make(epochs=epochs, **always, **options)
         trainer = model.create_trainer(prepared.data, TrainingOptions(rng=seed, device="cpu"))
@@ -97,10 +107,11 @@ def in_epochs(make, finish=lambda trainer: None, **always):
             if every and epoch % every == 0:
                 with look.clock.stopped():
                     finish(trainer)
-                look(epoch, prepared.scores(model))
+                look(epoch, dense(prepared, model) if dense else prepared.scores(model))
         trainer.finalize()
         return common.Fitted(
-            prepared.scores(model), predict=prepared.pairs(model, float(prepared.events.ratings.mean()))
+            dense(prepared, model) if dense else prepared.scores(model),
+            predict=prepared.pairs(model, float(prepared.events.ratings.mean())),
         )
 
     return fit
@@ -113,7 +124,7 @@ if __name__ == "__main__":
         "UserKNN": component(lambda **options: UserKNNScorer(feedback="implicit", **options)),
         "EASE": component(EASEScorer, ease_scores),
         "ALS": in_epochs(ImplicitMFScorer, lambda trainer: trainer._save_user_otor()),
-        "BPR": in_epochs(FlexMFImplicitScorer, preset="bpr", embedding_size=64),
+        "BPR": in_epochs(FlexMFImplicitScorer, dense=product, preset="bpr", embedding_size=64),
         "BiasedMF": in_epochs(BiasedMFScorer),
     }
     common.run(models, Prepared, ("lenskit", "numpy", "scipy", "torch"))
