@@ -6,7 +6,7 @@ then fitted on train and validation parts, and its scores go through this book's
 of processor time, each library in turn and repeatedly, one process for each repetition. Memory is the most
 that a process held. Every finished cell is kept, so a run that was killed goes on where it was. Usage::
 
-    python -m benchmarks.peers [--only PART ...] [--smoke] [--retry] [--record FILE]
+    python -m benchmarks.peers [--only PART ...] [--skip PART ...] [--smoke] [--retry] [--record FILE]
 """
 
 import argparse
@@ -103,7 +103,7 @@ def run(bench: Bench, *, small: bool = False) -> dict[str, Any]:
             }
             for key, of in tuning.items()
         ],
-        "not_run": NOT_RUN,
+        "not_run": [*NOT_RUN, *left_out(bench, found["rows"])],
         "failed": bench.failed(),
         "versions": versions(bench),
         "cpu_seconds": sum(
@@ -125,6 +125,22 @@ def run(bench: Bench, *, small: bool = False) -> dict[str, Any]:
         },
         "values": rounded(values),
     }
+
+
+def left_out(bench: Bench, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Contenders of the plan without a result, though nothing of them failed."""
+    there = {(row["library"], row["model"]) for row in rows}
+    there |= {(library, model) for _, library, model in (name.split("/")[:3] for name in tried(bench))}
+    return [
+        {"library": of.library, "model": of.model, "why": "left out of this run"}
+        for of in bench.plan.quality
+        if (of.library, of.model) not in there and bench.python(bench.plan.libraries[of.library])
+    ]
+
+
+def tried(bench: Bench) -> list[str]:
+    """The cells of tuning and testing that failed."""
+    return [name for name in bench.failed() if name.startswith(("tune", "test"))]
 
 
 def versions(bench: Bench) -> dict[str, str]:
@@ -194,6 +210,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="PART", help="cells whose name has this part"
     )
+    parser.add_argument("--skip", nargs="+", default=[], metavar="PART", help="and cells that are not run")
     parser.add_argument("--smoke", action="store_true", help="tiny, with the book's own library alone")
     parser.add_argument("--retry", action="store_true", help="run failed cells again")
     parser.add_argument("--folder", type=Path, help="where the state is kept")
@@ -203,7 +220,14 @@ def main() -> None:
     plan = smoke() if arguments.smoke else full()
     folder = arguments.folder or ROOT / "_build" / ("peers-smoke" if arguments.smoke else "peers")
     torch.set_num_threads(1)
-    bench = Bench(plan, folder.resolve(), made(plan, arguments.environments), arguments.only, arguments.retry)
+    bench = Bench(
+        plan,
+        folder.resolve(),
+        made(plan, arguments.environments),
+        arguments.only,
+        arguments.skip,
+        arguments.retry,
+    )
     found = run(bench, small=arguments.smoke)
     print(table(found["values"]))
     if arguments.record:

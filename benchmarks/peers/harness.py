@@ -43,6 +43,7 @@ class Bench:
         folder: where the state and the files between are kept.
         environments: by name, as they were made.
         only: parts of the names of the cells to run; the others are taken as they are. Empty for all.
+        skip: parts of the names of cells that are not run.
         retry: run failed cells again.
     """
 
@@ -50,6 +51,7 @@ class Bench:
     folder: Path
     environments: Mapping[str, Environment] = field(default_factory=dict)
     only: Sequence[str] = ()
+    skip: Sequence[str] = ()
     retry: bool = False
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
     _hashes: dict[Path, str | None] = field(default_factory=dict, init=False)
@@ -87,6 +89,8 @@ class Bench:
 
     def wants(self, name: str) -> bool:
         """Whether a cell is to be run where it is not there."""
+        if any(part in name for part in self.skip):
+            return False
         return not self.only or any(part in name for part in self.only)
 
     def cell(

@@ -508,17 +508,18 @@ def epoch_of_bpr(bench: Bench, split: Split) -> list[dict[str, Any]]:
                 "repeat": repeat,
                 "fits": [
                     {"options": dict(options), "seed": repeat, "epochs": epochs, "every": 0}
-                    for epochs in (few, few, many)
+                    for epochs in (few, few, many, few, many)
                 ],
             }
 
             def judge(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-                cold, short, long = (fit["fit"] for fit in result["fits"])
+                cold, *pairs = (fit["fit"] for fit in result["fits"])
                 return {
-                    "epoch": {
-                        of: max(0.0, (long[of] - short[of]) / (many - few)) for of in ("cpu_s", "wall_s")
-                    },
-                    "once_s": max(0.0, cold["cpu_s"] - short["cpu_s"]),
+                    "epochs": [
+                        {of: max(0.0, (long[of] - short[of]) / (many - few)) for of in ("cpu_s", "wall_s")}
+                        for short, long in zip(pairs[::2], pairs[1::2], strict=True)
+                    ],
+                    "once_s": max(0.0, cold["cpu_s"] - pairs[0]["cpu_s"]),
                     "above_mb": result["fits"][-1]["peak_mb"] - result["loaded_mb"],
                 }
 
@@ -526,9 +527,8 @@ def epoch_of_bpr(bench: Bench, split: Split) -> list[dict[str, Any]]:
                 f"epoch/{number} {name}/{repeat}", bench.plan.libraries[name], job, judge, [train]
             )
             if kept is not None:
-                found.setdefault(number, []).append(
-                    {**kept["epoch"], "once_s": kept["once_s"], "above_mb": kept["above_mb"]}
-                )
+                rest = {"once_s": kept["once_s"], "above_mb": kept["above_mb"]}
+                found.setdefault(number, []).extend({**epoch, **rest} for epoch in kept["epochs"])
     return [
         {
             "library": bench.plan.epochs[number][0],
@@ -544,7 +544,7 @@ def epoch_of_bpr(bench: Bench, split: Split) -> list[dict[str, Any]]:
 
 
 def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Seconds of training until NDCG@10 on validation reaches a level, with the setting that got there first.
+    """Seconds of training until NDCG@10 on validation reaches a level, with the setting that was first.
 
     The settings are those of the tuning. The one that was soonest at a level is trained again, to that number
     of epochs and no further, each library in turn and repeatedly; looks at validation are not in it, nor is
@@ -552,78 +552,60 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
     """
     train = write_events(bench.folder / "train.npz", split.train)
     shape = split.train.n_users, split.train.n_items
-    rows = []
-    contenders = [
-        c for c in bench.plan.quality if c.model in ("BPR", "MatrixFactorization") and c.key in tuned
-    ]
-    for level in bench.plan.levels:
-        chosen: dict[str, dict[str, Any]] = {}
-        for contender in contenders:
-            reached = [
-                {
-                    "cpu_s": look["cpu_s"],
-                    "epochs": look["epochs"],
-                    "options": {**contender.fixed, **trial["options"]},
-                }
-                for trial in tuned[contender.key]["trials"]
-                for look in trial["looks"]
-                if look["value"] >= level
-            ]
-            best = max(look["value"] for trial in tuned[contender.key]["trials"] for look in trial["looks"])
-            rows.append(
-                {"library": contender.library, "model": contender.model, "level": level, "best": best}
-            )
-            if reached:
-                chosen[contender.key] = min(reached, key=lambda look: look["cpu_s"])
-        times: dict[str, list[dict[str, float]]] = {}
-        for repeat in range(bench.plan.repeats):
-            for contender in contenders:
-                if contender.key not in chosen:
-                    continue
-                found = chosen[contender.key]
-                fit = {"options": found["options"], "seed": 0, "epochs": found["epochs"], "every": 0}
-                job = {
-                    "task": "fit",
-                    "model": contender.model,
-                    "events": str(train),
-                    "repeat": repeat,
-                    "fits": [{**fit, "epochs": 1}, fit],
-                }
+    contenders = [c for c in bench.plan.quality if c.model in ("BPR", "MatrixFactorization")]
+    contenders = [contender for contender in contenders if contender.key in tuned]
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    chosen: dict[str, dict[float, dict[str, Any]]] = {}
+    for contender, level in itertools.product(contenders, bench.plan.levels):
+        looks = [
+            {**look, "options": {**contender.fixed, **trial["options"]}}
+            for trial in tuned[contender.key]["trials"]
+            for look in trial["looks"]
+        ]
+        rows[contender.key, level] = {
+            "library": contender.library,
+            "model": contender.model,
+            "level": level,
+            "best": max(look["value"] for look in looks),
+        }
+        if reached := [look for look in looks if look["value"] >= level]:
+            soonest = min(reached, key=lambda look: look["cpu_s"])
+            chosen.setdefault(contender.key, {})[level] = soonest
+    times: dict[tuple[str, float], list[dict[str, float]]] = {}
+    for repeat, contender in itertools.product(range(bench.plan.repeats), contenders):
+        levels = chosen.get(contender.key, {})
+        fits = [
+            {"options": look["options"], "seed": 0, "epochs": look["epochs"], "every": 0}
+            for look in levels.values()
+        ]
+        if not fits:
+            continue
+        # The first one takes what happens once a process.
+        fits = [{**fits[0], "epochs": 1}, *(fit for fit in fits for _ in range(2))]
+        job = {"task": "fit", "model": contender.model, "events": str(train), "repeat": repeat, "fits": fits}
 
-                def judge(
-                    result: Mapping[str, Any], folder: Path, found: Mapping[str, Any] = found
-                ) -> dict[str, Any]:
-                    scores = array(folder / "scores_1_0.npy", shape)
-                    value = ndcg(scores, split.validation, split.train).metrics["ndcg@10"]
-                    once, fit = (one["fit"] for one in result["fits"])
-                    return {
-                        "fit": fit,
-                        "once_s": once["cpu_s"] - fit["cpu_s"] / found["epochs"],
-                        "value": value,
-                    }
+        def judge(result: Mapping[str, Any], folder: Path, n: int = len(fits)) -> dict[str, Any]:
+            values = []
+            for number in range(n):
+                scores = array(folder / f"scores_{number}_0.npy", shape)
+                values.append(ndcg(scores, split.validation, split.train).metrics["ndcg@10"])
+            return {"fits": [one["fit"] for one in result["fits"]], "values": values}
 
-                kept = bench.cell(
-                    f"level {level}/{contender.key}/{repeat}",
-                    bench.plan.libraries[contender.library],
-                    job,
-                    judge,
-                    [train],
+        library = bench.plan.libraries[contender.library]
+        kept = bench.cell(f"levels/{contender.key}/{repeat}", library, job, judge, [train])
+        if kept is None:
+            continue
+        an_epoch = kept["fits"][1]["cpu_s"] / fits[1]["epochs"]
+        once = max(0.0, kept["fits"][0]["cpu_s"] - an_epoch)
+        for place, (level, look) in enumerate(levels.items()):
+            for number in (2 * place + 1, 2 * place + 2):
+                times.setdefault((contender.key, level), []).append(
+                    {**kept["fits"][number], "once_s": once, "value": kept["values"][number]}
                 )
-                if kept is not None:
-                    times.setdefault(contender.key, []).append(
-                        {**kept["fit"], "once_s": max(0.0, kept["once_s"]), "value": kept["value"]}
-                    )
-        for row in rows:
-            key = f"{row['library']}/{row['model']}"
-            if row["level"] == level and key in times:
-                row |= {
-                    "cpu_s": spread(times[key]),
-                    "once_s": spread(times[key], "once_s"),
-                    "epochs": chosen[key]["epochs"],
-                    "options": chosen[key]["options"],
-                    "value": times[key][0]["value"],
-                }
-    return rows
+            rows[contender.key, level] |= {"epochs": look["epochs"], "options": look["options"]}
+    for key, of in times.items():
+        rows[key] |= {"cpu_s": spread(of), "once_s": spread(of, "once_s"), "value": of[0]["value"]}
+    return list(rows.values())
 
 
 def served(bench: Bench, data: Mapping[str, Interactions]) -> list[dict[str, Any]]:
@@ -644,20 +626,20 @@ def served(bench: Bench, data: Mapping[str, Interactions]) -> list[dict[str, Any
                     "events": str(file),
                     "k": K,
                     "repeat": repeat,
-                    "fits": [fit],
+                    "fits": [fit] * (1 if len(events) > 200_000 else 2),
                 }
 
                 def judge(
                     result: Mapping[str, Any], folder: Path, events: Interactions = events
                 ) -> dict[str, Any]:
-                    array(folder / "lists_0.npy", (events.n_users, K))
-                    fit = result["fits"][0]
+                    for number in range(len(result["fits"])):
+                        array(folder / f"lists_{number}.npy", (events.n_users, K))
+                    first = result["fits"][0]
                     return {
-                        "fit": fit["fit"],
-                        "lists": fit["lists"],
+                        "fits": [{"fit": one["fit"], "lists": one["lists"]} for one in result["fits"]],
                         "prepare": result["prepare"],
-                        "own_lists": fit["own_lists"],
-                        "above_mb": fit["peak_mb"] - result["loaded_mb"],
+                        "own_lists": first["own_lists"],
+                        "above_mb": first["peak_mb"] - result["loaded_mb"],
                     }
 
                 kept = bench.cell(
@@ -669,13 +651,14 @@ def served(bench: Bench, data: Mapping[str, Interactions]) -> list[dict[str, Any
                 )
                 if kept is not None:
                     own[name, number] = kept["own_lists"]
-                    found.setdefault((name, number), []).append(
+                    found.setdefault((name, number), []).extend(
                         {
-                            "fit": kept["fit"]["cpu_s"],
-                            "both": kept["fit"]["cpu_s"] + kept["lists"]["cpu_s"],
+                            "fit": one["fit"]["cpu_s"],
+                            "both": one["fit"]["cpu_s"] + one["lists"]["cpu_s"],
                             "prepare": kept["prepare"]["cpu_s"],
                             "above_mb": kept["above_mb"],
                         }
+                        for one in kept["fits"]
                     )
     return [
         {

@@ -80,7 +80,7 @@ class Plan:
         levels: of NDCG@10 on validation, that training should reach.
         budget: trials for each contender.
         second: trials of the second grid.
-        repeats: of every time.
+        repeats: processes for every time; in each of them what is quick is done twice.
         limit: seconds that one process may take.
     """
 
@@ -95,7 +95,7 @@ class Plan:
     levels: Sequence[float] = (0.1413, 0.1517)
     budget: int = 8
     second: int = 4
-    repeats: int = 5
+    repeats: int = 3
     limit: float = 900.0
 
 
@@ -114,7 +114,7 @@ _LIBRARIES = {
 
 _L2 = [50.0, 100.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1200.0]
 _NEIGHBORS = [10, 20, 50, 100, 200]
-_LONG: dict[str, int] = {"epochs": 150, "every": 5, "seeds": 3}
+_LONG: dict[str, int] = {"epochs": 100, "every": 5, "seeds": 3}
 
 QUALITY = [
     Contender(OURS, "Popularity"),
@@ -243,7 +243,7 @@ QUALITY = [
         {"learning_rate": [0.0005, 0.001, 0.002], "beta": [0.05, 0.2, 1.0]},
         {"k": 64, "autoencoder_structure": [200]},
         epochs=100,
-        every=20,
+        every=25,
         seeds=2,
         budget=4,
     ),
@@ -261,7 +261,7 @@ QUALITY = [
         "SASRec",
         {"lr": [0.001, 0.002], "dropout_rate": [0.2, 0.5]},
         {"n_factors": 64, "n_blocks": 2, "n_heads": 2, "session_max_len": 100},
-        epochs=40,
+        epochs=25,
         every=5,
         budget=2,
     ),
