@@ -220,14 +220,17 @@ def main() -> None:
     plan = smoke() if arguments.smoke else full()
     folder = arguments.folder or ROOT / "_build" / ("peers-smoke" if arguments.smoke else "peers")
     torch.set_num_threads(1)
-    bench = Bench(
-        plan,
-        folder.resolve(),
-        made(plan, arguments.environments),
-        arguments.only,
-        arguments.skip,
-        arguments.retry,
-    )
+    try:
+        bench = Bench(
+            plan,
+            folder.resolve(),
+            made(plan, arguments.environments),
+            arguments.only,
+            arguments.skip,
+            arguments.retry,
+        )
+    except BlockingIOError:
+        sys.exit(f"another run is in {folder}; wait for it, or name another with --folder")
     found = run(bench, small=arguments.smoke)
     print(table(found["values"]))
     if arguments.record:

@@ -5,9 +5,11 @@ same job is not run again. A cell that fails, takes longer than its limit, or gi
 shape, is kept as failed, with the reason; everything else goes on.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,10 +59,20 @@ class Bench:
     _hashes: dict[Path, str | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Reads the state, where there is one."""
+        """Reads the state, where there is one.
+
+        Raises:
+            BlockingIOError: another run is in this folder.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this is gone, however it ends
         if self.state.is_file():
             self.cells = json.loads(self.state.read_text("utf8"))["cells"]
+
+    def close(self) -> None:
+        """Lets others use the folder."""
+        self._lock.close()
 
     @property
     def state(self) -> Path:
@@ -170,9 +182,7 @@ class Bench:
         if status is None:
             raise CellError(f"not done within {self.plan.limit:,.0f} s")
         if status:
-            lines = [line for line in log.read_text("utf8", "replace").splitlines() if line.strip()]
-            last = lines[-1].strip()[:300] if lines else "it said nothing"
-            raise CellError(f"ended with {status}: {last}")
+            raise CellError(f"ended with {status}: {_reason(log.read_text('utf8', 'replace'))}")
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return {
             "wall_s": wall,
@@ -195,6 +205,13 @@ class Bench:
                 process.returncode = os.waitstatus_to_exitcode(status)
                 return None, used, wall
             time.sleep(0.02)
+
+
+def _reason(said: str) -> str:
+    """The line that says why a process ended: the last error, or else the last line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -100,17 +100,34 @@ def test_a_peer_that_fails_in_any_way_is_reported_and_loses_nothing(library, tmp
 def test_a_run_goes_on_where_it_was(library, tmp_path, split):
     calls = library.runner.with_suffix(".calls")
     contenders = [Contender("fake", "Popularity"), Contender("fake", "Raises")]
-    first = measure.quality(bench_of(library, tmp_path, contenders), split)["rows"]
+
+    def again(**options):
+        bench = bench_of(library, tmp_path, contenders, **options)
+        found = measure.quality(bench, split)["rows"]
+        bench.close()
+        return found, bench.failed()
+
+    first, _ = again()
     assert calls.read_text().split() == ["Popularity", "Popularity", "Raises"]
-    again = bench_of(library, tmp_path, contenders)
-    assert measure.quality(again, split)["rows"] == first
+    rows, failed = again()
+    assert rows == first
     assert len(calls.read_text().split()) == 3
-    assert again.failed().keys() == {"tune/fake/Raises"}
-    measure.quality(bench_of(library, tmp_path, contenders, retry=True), split)
+    assert failed.keys() == {"tune/fake/Raises"}
+    again(retry=True)
     assert calls.read_text().split()[3:] == ["Raises"]
     library.runner.write_text(PEER + "\nprint()\n")  # other code is another measurement
-    measure.quality(bench_of(library, tmp_path, contenders, only=["test/"]), split)
+    again(only=["test/"])
     assert len(calls.read_text().split()) == 4  # nothing but what was asked for; the tuning was not
+    again(skip=["fake"])
+    assert len(calls.read_text().split()) == 4
+
+
+def test_two_runs_are_not_in_one_folder(library, tmp_path):
+    first = bench_of(library, tmp_path, [])
+    with pytest.raises(BlockingIOError):
+        bench_of(library, tmp_path, [])
+    first.close()
+    bench_of(library, tmp_path, [])
 
 
 def test_the_better_setting_is_found_and_the_second_grid_goes_beyond_the_end(library, tmp_path, split):
