@@ -41,7 +41,10 @@ CODE = (
             "run_surprise",
         )
     ),
-    *(f"recsys_lib/models/{name}.py" for name in ("als", "ease", "factorization", "knn", "sasrec")),
+    *(
+        f"recsys_lib/models/{name}.py"
+        for name in ("als", "biased_mf", "ease", "factorization", "knn", "rating_als", "sasrec")
+    ),
     "recsys_lib/evaluation.py",
     "recsys_lib/training.py",
 )

@@ -382,9 +382,11 @@ def ratings(bench: Bench, split: Split) -> list[dict[str, Any]]:
                 "edges": edges,
             }
         )
-    mine = next((row for row in rows if row["library"] == OURS), None)
+    # Ours is the one that was better on validation.
+    own = [row for row in rows if row["library"] == OURS]
+    mine = min(own, key=lambda row: row["validation"], default=None)
     for row in rows:
-        if mine is not None and row is not mine:
+        if mine is not None and row["library"] != OURS:
             a, b = (squares[f"{one['library']}/{one['model']}"] for one in (mine, row))
             low, high = bootstrap_interval(a - b, 0.95)
             row["ours_minus_it"] = {"mean": float((a - b).mean()), "low": low, "high": high}

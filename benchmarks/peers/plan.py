@@ -270,6 +270,13 @@ QUALITY = [
 RATINGS = [
     Contender(OURS, "BiasedMF", {"dim": [6, 8, 12, 16, 24]}, epochs=50, seeds=3),
     Contender(
+        OURS,
+        "RatingALS",
+        {"dim": [16, 32, 64], "l2": [0.05, 0.1, 0.2], "bias_l2": [1.0, 3.0, 10.0]},
+        epochs=20,
+        seeds=3,
+    ),
+    Contender(
         "Surprise",
         "SVD",
         {"n_factors": [20, 50, 100], "reg_all": [0.02, 0.05, 0.1], "lr_all": [0.005, 0.01]},
