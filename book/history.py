@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from book.browser import FLAGS, browser_path
 from book.execute import ROOT, Layout, write
 
 HISTORY = Path("book") / "history.json"
@@ -70,29 +71,27 @@ def pages(html: Path) -> dict[str, dict[str, int]]:
         By page; empty where there are no pages, or no browser to open them.
     """
     names = sorted(path for path in html.rglob("*.html") if path.parent.name in ("book", "notebooks"))
-    if not names:
+    chromium = browser_path()
+    if not names or chromium is None:
         return {}
     try:
-        from playwright.sync_api import Error, sync_playwright
+        from playwright.sync_api import sync_playwright
     except ImportError:
         return {}
     found = {}
-    try:
-        with served(html) as address, sync_playwright() as playwright:
-            browser = playwright.chromium.launch()
-            for path in names:
-                name = path.relative_to(html).as_posix()
-                found[name.removesuffix(".html")] = _visit(browser, f"{address}/{name}")
-            browser.close()
-    except Error:
-        return {}  # the package is here, its browser is not
+    with served(html) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        for path in names:
+            name = path.relative_to(html).as_posix()
+            found[name.removesuffix(".html")] = _visit(browser, f"{address}/{name}")
+        browser.close()
     return found
 
 
 def _visit(browser: Any, url: str) -> dict[str, int]:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     answers: list[Any] = []
-    page.on("response", answers.append)
+    page.on("response", lambda answer: answers.append(answer))  # a method of a list will not do
     page.goto(url, wait_until="networkidle")
     paint = page.evaluate(
         "() => performance.getEntriesByName('first-contentful-paint').map(entry => entry.startTime)[0] ?? 0"
@@ -102,12 +101,27 @@ def _visit(browser: Any, url: str) -> dict[str, int]:
     return {"bytes": sum(weight.values()), "first_paint_ms": round(paint)}
 
 
+def commit(root: Path = ROOT) -> str | None:
+    """The commit that is checked out; None where that is not known."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607
+            cwd=root,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def entry(root: Path = ROOT, build_seconds: float | None = None, warm: bool = True) -> dict[str, Any]:
     """What there is to say today."""
     seconds, hardware = chapters(root)
     found = pages(root / "_build" / "html")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(root),
         "hardware": hardware,
         "chapters_s": seconds,
         "cold_book_s": build_seconds if not warm else None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +9,10 @@ import pytest
 from page_checks import Site, serve, unavailable
 from playwright.sync_api import Browser, sync_playwright
 
+from book.browser import FLAGS, NAMES, browser_path
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +38,7 @@ def site(html: Path) -> Site:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium of this machine; the variable BOOK_BROWSER may name another one."""
-    wanted = os.environ.get("BOOK_BROWSER")
-    path = wanted or next(filter(None, map(shutil.which, NAMES)), None)
+    path = browser_path()
     if path is None:
         unavailable(
             f"no browser found (looked for {', '.join(NAMES)}); install Chromium with the system's packages, "
