@@ -21,6 +21,7 @@ from recsys_lib.metrics import bootstrap_interval
 
 K = 10
 METRICS = ("ndcg", "recall", "mrr")
+INNER = 3  # repetitions in a process, of what is quick
 
 
 class Matrix:
@@ -510,7 +511,7 @@ def epoch_of_bpr(bench: Bench, split: Split) -> list[dict[str, Any]]:
                 "repeat": repeat,
                 "fits": [
                     {"options": dict(options), "seed": repeat, "epochs": epochs, "every": 0}
-                    for epochs in (few, few, many, few, many)
+                    for epochs in (few, *(few, many) * INNER)
                 ],
             }
 
@@ -583,7 +584,7 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
         if not fits:
             continue
         # The first one takes what happens once a process.
-        fits = [{**fits[0], "epochs": 1}, *(fit for fit in fits for _ in range(2))]
+        fits = [{**fits[0], "epochs": 1}, *(fit for fit in fits for _ in range(INNER))]
         job = {"task": "fit", "model": contender.model, "events": str(train), "repeat": repeat, "fits": fits}
 
         def judge(result: Mapping[str, Any], folder: Path, n: int = len(fits)) -> dict[str, Any]:
@@ -600,7 +601,7 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
         an_epoch = kept["fits"][1]["cpu_s"] / fits[1]["epochs"]
         once = max(0.0, kept["fits"][0]["cpu_s"] - an_epoch)
         for place, (level, look) in enumerate(levels.items()):
-            for number in (2 * place + 1, 2 * place + 2):
+            for number in range(INNER * place + 1, INNER * (place + 1) + 1):
                 times.setdefault((contender.key, level), []).append(
                     {**kept["fits"][number], "once_s": once, "value": kept["values"][number]}
                 )
@@ -628,7 +629,7 @@ def served(bench: Bench, data: Mapping[str, Interactions]) -> list[dict[str, Any
                     "events": str(file),
                     "k": K,
                     "repeat": repeat,
-                    "fits": [fit] * (1 if len(events) > 200_000 else 2),
+                    "fits": [fit] * (1 if len(events) > 200_000 else INNER),
                 }
 
                 def judge(

@@ -80,7 +80,7 @@ class Plan:
         levels: of NDCG@10 on validation, that training should reach.
         budget: trials for each contender.
         second: trials of the second grid.
-        repeats: processes for every time; in each of them what is quick is done twice.
+        repeats: processes for every time; in each what is quick is done thrice.
         limit: seconds that one process may take.
     """
 
@@ -95,7 +95,7 @@ class Plan:
     levels: Sequence[float] = (0.1413, 0.1517)
     budget: int = 8
     second: int = 4
-    repeats: int = 3
+    repeats: int = 2
     limit: float = 900.0
 
 
