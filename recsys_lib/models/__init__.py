@@ -14,8 +14,8 @@ from recsys_lib.models.core.contract import NotFittedError, Recommender
 from recsys_lib.models.core.histories import HistoryReader
 from recsys_lib.models.cross_attention import CrossAttentionRecommender
 from recsys_lib.models.cross_encoder import CrossEncoder
-from recsys_lib.models.denoising import SequenceDenoiser
 from recsys_lib.models.ctr import ClickModel
+from recsys_lib.models.denoising import SequenceDenoiser
 from recsys_lib.models.din import DIN
 from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
