@@ -35,6 +35,7 @@ from recsys_lib.chapter.runs import write_run
 from recsys_lib.data import Interactions, MovieLens, Split, leave_last_out, load_movielens
 from recsys_lib.devices import isolated_rng
 from recsys_lib.evaluation import Comparison
+from recsys_lib.geometry import Whitening
 from recsys_lib.models import EASE, BiasedMF, HistoryHead, Popularity
 from recsys_lib.models.core.sequence_encoder import SequenceEncoder
 from recsys_lib.models.history_head import BagEncoder
@@ -89,7 +90,18 @@ CODE = (
 TRANSFER_CODE = (
     *(
         f"benchmarks/pretraining.py::{name}"
-        for name in ("SHAPE", "RATES", "TRANSFER_SHARES", "L2", "half", "Runs", "tuned", "transfer")
+        for name in (
+            "SHAPE",
+            "TRANSFER_SHARES",
+            "TRANSFER_RATES",
+            "AXES",
+            "L2",
+            "_CROSSES",
+            "half",
+            "Runs",
+            "tuned",
+            "transfer",
+        )
     ),
     *_LIBRARY,
 )
@@ -102,6 +114,8 @@ SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)
 CHOSEN_AT = {0.05: 0.1, 0.5: 1.0}  # shares whose rates were chosen at another one
 CONTROL_SHARES = (0.1,)
 TRANSFER_SHARES = (0.01, 0.1, 1.0)
+TRANSFER_RATES = ((0.0003, 1.0), (0.001, 1.0), (0.003, 1.0), (0.01, 1.0), (0.003, 0.1))
+AXES = 64
 Rate = tuple[float, float]
 LESS_IS_BETTER = ("log-loss", "rmse")
 METRIC = {"click": "log-loss", "ranking": "ndcg@10", "rating": "rmse"}
@@ -423,7 +437,7 @@ def half(ratings: Interactions, wanted: Tensor) -> Split:
 
 
 def transfer(
-    n_seeds: int = 4,
+    n_seeds: int = 3,
     only: int | None = None,
     vectors: Tensor | None = None,
     shares: tuple[float, ...] = TRANSFER_SHARES,
@@ -434,7 +448,8 @@ def transfer(
     Args:
         n_seeds: each cuts the catalog anew.
         only: of the people, the first so many; None takes all.
-        vectors: (n_items, D) of the items' texts; made by MiniLM of titles and genres when not given.
+        vectors: (n_items, D) of the items' texts; by default MiniLM's of titles and genres, their 64 main
+            axes, half whitened.
         shares: of the labels.
         **changes: options in place of those of ``SHAPE``.
     """
@@ -446,7 +461,8 @@ def transfer(
             f"{title} {' '.join(genres)}"
             for title, genres in zip(data.items["title"], data.items["genres"], strict=True)
         ]
-        vectors = item_vectors(texts, TextEncoder())
+        read = item_vectors(texts, TextEncoder())  # (n_items, 384)
+        vectors = Whitening.fit(read, 0.5, AXES)(read)  # (n_items, 64)
     shape = {key: value for key, value in (SHAPE | changes).items() if key != "max_length"}
     runs = Runs()
     for seed in range(n_seeds):
@@ -462,7 +478,7 @@ def transfer(
                 behaviour=one.train,
                 seed=seed,
                 learning_rate=0.003,
-                **shape,
+                **shape | {"patience": 5},
             )
             # All that was rated is behaviour, and all of it is asked: a denoising autoencoder of texts.
             starts[name] = known.fit(one.train, one.validation, device="cpu", progress=False)
@@ -476,7 +492,7 @@ def transfer(
                     rows[name] = ({}, with_text)
                     rows[f"{name}, pre-trained"] = ({"known": starts[name], "parts": _CROSSES}, with_text)
                 for row, (start, chosen) in rows.items():
-                    runs.add(task, row, share, partial(tuned, task, few, start, chosen), two)
+                    runs.add(task, row, share, partial(tuned, task, few, start, chosen), two, TRANSFER_RATES)
             print(f"seed {seed}, {share:.0%} of the labels", flush=True)
     cells: dict[str, Any] = {}
     for (task, row, share, metric), listed in runs.found.items():
@@ -502,7 +518,7 @@ def transfer(
         "settings": {
             "seeds": n_seeds,
             "shares": list(shares),
-            "rates": [list(rate) for rate in RATES],
+            "rates": [list(rate) for rate in TRANSFER_RATES],
             **shape,
         },
         "values": {"cells": cells, "text_minus_random_pre_trained": beyond},
