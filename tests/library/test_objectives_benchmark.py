@@ -101,3 +101,26 @@ def test_every_recorded_cell_has_an_interval_and_each_metric_a_best(benchmark):
         assert len(best) == 1
         sign = 1 if benchmark.METRICS[name][0] else -1
         assert best[0]["value"] * sign == max(cell["value"] * sign for cell in column.values())
+
+
+FLOORS = ROOT / "book" / "recorded" / "objective_floors.json"
+
+
+def test_the_floors_are_what_was_recorded(benchmark):
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_floors", ROOT / "benchmarks" / "objective_floors.py"
+    )
+    floors = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(floors)
+    found, recorded = floors.run(), RecordedRun.read(FLOORS)
+    assert found["inputs"] == recorded.inputs
+    cells, kept = found["values"]["cells"], recorded.values["cells"]
+    assert cells.keys() == kept.keys() == benchmark.METRICS.keys()
+    for name, column in kept.items():
+        for floor, cell in column.items():
+            assert cells[name][floor]["value"] == pytest.approx(cell["value"], abs=1e-3)
+    share = 1 / (1 + benchmark.PER_CHOSEN)  # of liked films: a constant's log-loss is the entropy
+    entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    assert kept["log-loss"]["a constant"]["value"] == pytest.approx(entropy, abs=1e-4)
+    assert kept["ECE"]["a constant"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert all(code_hash(name) for name in floors.CODE)
