@@ -115,6 +115,7 @@ _LIBRARIES = {
 _L2 = [50.0, 100.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1200.0]
 _NEIGHBORS = [10, 20, 50, 100, 200]
 _LONG: dict[str, int] = {"epochs": 100, "every": 5, "seeds": 3}
+_ALTERNATING: dict[str, int] = {"epochs": 20, "every": 10, "seeds": 3, "budget": 12}
 
 QUALITY = [
     Contender(OURS, "Popularity"),
@@ -191,30 +192,24 @@ QUALITY = [
     Contender(
         OURS,
         "ALS",
-        {"alpha": [0.1, 0.2, 0.3, 0.5], "l2": [0.003, 0.01, 0.03], "nu": [0.5, 1.0]},
-        {"dim": 64},
-        epochs=10,
-        every=5,
-        seeds=3,
-        limits={"nu": (0.0, 1.0)},
+        {"dim": [16, 32, 64], "alpha": [0.1, 0.3, 1.0], "l2": [0.003, 0.01, 0.03]},
+        **_ALTERNATING,
     ),
     Contender(
         "implicit",
         "ALS",
-        {"regularization": [1.0, 3.0, 10.0, 30.0], "alpha": [1.0, 3.0, 10.0]},
-        {"factors": 64},
-        epochs=10,
-        every=5,
-        seeds=3,
+        {"factors": [16, 32, 64], "alpha": [1.0, 5.0, 20.0], "regularization": [1.0, 10.0, 30.0, 100.0]},
+        **_ALTERNATING,
     ),
     Contender(
         "LensKit",
         "ALS",
-        {"regularization": [1.0, 3.0, 10.0, 30.0], "weight": [1.0, 3.0, 10.0, 40.0]},
-        {"embedding_size": 64},
-        epochs=10,
-        every=5,
-        seeds=3,
+        {
+            "embedding_size": [16, 32, 64],
+            "weight": [1.0, 5.0, 20.0, 40.0],
+            "regularization": [1.0, 10.0, 30.0, 100.0],
+        },
+        **_ALTERNATING,
     ),
     Contender(
         OURS,
