@@ -180,7 +180,10 @@ def table(values: dict[str, Any]) -> str:
     for row in values["epoch_of_bpr"]:
         lines.append(f"epoch of BPR {row['library']:10}{row['cpu_s']['median']:.4f} s {row['options']}")
     for row in values["bpr_to_levels"]:
-        seconds = f"{row['cpu_s']['median']:.3f} s" if "cpu_s" in row else f"never, at best {row['best']:.4f}"
+        reached = row["best"] >= row["level"]
+        seconds = "not timed" if reached else f"never, at best {row['best']:.4f}"
+        if "cpu_s" in row:
+            seconds = f"{row['cpu_s']['median']:.3f} s"
         lines.append(f"BPR to {row['level']:.4f} {row['library']:10}{row['model']:10}{seconds}")
     for row in values["served"]:
         lines.append(

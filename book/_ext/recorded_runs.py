@@ -260,6 +260,11 @@ def epoch(values: Mapping[str, Any]) -> list[nodes.Node]:
     )
 
 
+def _unreached(row: Mapping[str, Any]) -> str:
+    """Why there is no time: it never came so far, or it did and was not timed."""
+    return "never" if row["best"] < row["level"] else "not timed"
+
+
 def levels(values: Mapping[str, Any]) -> list[nodes.Node]:
     """Training until validation reaches a level."""
     rows = []
@@ -277,7 +282,7 @@ def levels(values: Mapping[str, Any]) -> list[nodes.Node]:
                 amount(row["once_s"]["median"]),
             ]
             if "cpu_s" in row
-            else ["never", f"at best {row['best']:.4f}", "", "", ""]
+            else [_unreached(row), f"at best {row['best']:.4f}", "", "", ""]
         )
         rows.append([f"{row['level']:.4f}", row["library"], shown(row["model"]), *cells])
     return rows_table(
@@ -566,7 +571,7 @@ class Recorded(SphinxDirective):
             run = RecordedRun.read(path)
             if part == "label":
                 return [nodes.paragraph("", "", *marked(run.label(root)))]
-            return PARTS[name][part](run.values)
+            return PARTS[name][part](run.values) or [nodes.paragraph("", "This run has no line of it.")]
         except (RecordedRunError, KeyError, TypeError, ValueError) as error:
             logger.warning(
                 "%s: the part %r cannot be shown (%r)",
