@@ -206,6 +206,7 @@ class FeedbackLoop:
             )
         )
         self.log = Log.joined(self._logs)
+        self._logs = [self.log]  # kept once
         before = self._last[users]  # (B, k)
         again = (shown.items[:, :, None] == before[:, None, :]) & (before[:, None, :] >= 0)  # (B, k, k)
         came = (before >= 0).any(dim=1)  # (B,)
