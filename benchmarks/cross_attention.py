@@ -459,7 +459,9 @@ def new_run(
     }
     for name, vectors in read.items():
         cold.add(
-            name, partial(ridge, vectors=vectors), {"l2": [0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]}
+            name,
+            partial(ridge, vectors=vectors),
+            {"l2": [0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0]},
         )
     for name, make in makes.items():
         cold.add(name, partial(on_new_films, make=make, ratings=ratings))
