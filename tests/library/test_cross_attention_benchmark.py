@@ -16,6 +16,7 @@ from recsys_lib.text import TextWords
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "book" / "recorded" / "cross_attention.json"
 LONG = RECORDED.with_name("cross_attention_long.json")
+NEW = RECORDED.with_name("cross_attention_new.json")
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +143,13 @@ def test_the_longer_benchmark_compares_what_its_recorded_run_compares(benchmark)
 
 @pytest.mark.slow
 def test_the_benchmark_of_new_films_has_each_control_for_each_draw(benchmark):
-    values = benchmark.new_run(n_draws=2, only=60, every=1, epochs=1)["values"]
+    found = benchmark.new_run(n_draws=2, only=60, every=1, epochs=1)
+    values, recorded = found["values"], RecordedRun.read(NEW)
     draws = values["draws"]
+    assert values.keys() == recorded.values.keys()
+    assert found["settings"].keys() == recorded.settings.keys()
+    assert found["inputs"] == recorded.inputs
+    assert draws.keys() == recorded.values["draws"].keys()
     assert values["ndcg@10"].keys() == draws.keys()
     assert {"ridge, same words", "ridge, random words", "full model, random words"} < draws.keys()
     assert all(len(row) == 2 and all(0 <= value <= 1 for value in row) for row in draws.values())
@@ -167,6 +173,15 @@ def test_the_recorded_differences_are_those_of_the_scores(benchmark):
         expected = values["ndcg@10"][name] - values["ndcg@10"][benchmark.FULL]
         assert gap["mean"] == pytest.approx(expected, abs=2e-5)
         assert gap["low"] <= gap["mean"] <= gap["high"]
+
+
+def test_the_recorded_means_on_new_films_are_those_of_the_draws():
+    recorded = RecordedRun.read(NEW)
+    for name, draws in recorded.values["draws"].items():
+        found = recorded.values["ndcg@10"][name]
+        assert len(draws) == recorded.settings["draws"]
+        assert found["mean"] == pytest.approx(sum(draws) / len(draws), abs=2e-5)
+        assert found["low"] <= found["mean"] <= found["high"]
 
 
 def test_the_recorded_seeds_are_those_of_the_rows(benchmark):
