@@ -405,7 +405,7 @@ CASES = {
     ),
     "HistoryHeadRating": Case(
         lambda texts: HistoryHead(task="rating", dim=8, epochs=60, learning_rate=0.02),
-        lambda texts: HistoryHead(task="rating", dim=32, epochs=5, learning_rate=0.005),
+        lambda texts: HistoryHead(task="rating", dim=32, epochs=15, learning_rate=0.02, l2=1e-4),
         cold="same",
         ratings=True,
     ),
