@@ -20,7 +20,7 @@ export OMP_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env contents book execute html serve serve-api test unit gpu-check lint notebook-tests accept references stamp tidy lock lock-check bench bench-peers clean
+.PHONY: help env contents book execute html serve serve-api test unit gpu-check lint collect notebook-tests accept references stamp tidy lock lock-check bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -66,7 +66,7 @@ serve-api: env ## serve the saved pipeline PIPELINE as recommendations over HTTP
 	@$(BIN)/python -m recsys_lib.serve "$(PIPELINE)" --port $(API_PORT)
 
 # Quick checks first, so that a mistake shows early; the last run covers every test there is, each of them once.
-test: lint notebook-tests book ## everything: checks, execution, build, all tests
+test: lint collect notebook-tests book ## everything: checks, execution, build, all tests
 	$(BIN)/python -m pytest -n 2 tests
 
 unit: env ## the library's tests, but for the slowest; some minutes
@@ -79,13 +79,15 @@ gpu-check: env ## the library's quick tests and one chapter on this machine's GP
 notebook-tests: env ## the shape of the committed notebooks
 	$(BIN)/python -m pytest -q tests/notebooks/test_notebooks.py
 
-# The last line: whether all tests can be collected side by side, which running one folder does not tell.
-lint: env ## ruff, mypy, import-linter, the notebooks' tidy form, the contents, the tests' collection
+lint: env ## ruff, mypy, import-linter, the notebooks' tidy form and the contents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m book.notebooks --check
+
+# Running one folder does not tell it: two test files of one name cannot be collected together.
+collect: env ## whether all tests can be collected side by side
 	@found=$$($(BIN)/python -m pytest -q --collect-only tests 2>&1) || { echo "$$found"; exit 1; }
 
 accept: env ## take the present headline results as the accepted ones; read the diff

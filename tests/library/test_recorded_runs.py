@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -280,9 +281,16 @@ def test_a_run_is_not_live_elsewhere(root: Path, when: Any) -> None:
 def test_every_committed_record_is_whole(path: Path) -> None:
     run = RecordedRun.read(path)
     assert len(path.read_bytes()) < 200_000
-    script = next(word for word in run.command.split() if word.endswith(".py"))
-    assert (ROOT / script).is_file()
-    assert f"--record book/recorded/{path.name}" in run.command
+    command = run.command
+    if command.startswith("make "):  # the target's recipe is what is run
+        target = re.escape(command.removeprefix("make "))
+        recipe = re.search(rf"^{target}:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert recipe is not None
+        command = recipe[1]
+    else:
+        script = next(word for word in command.split() if word.endswith(".py"))
+        assert (ROOT / script).is_file()
+    assert f"--record book/recorded/{path.name}" in command
     assert run.date <= datetime.datetime.now(datetime.UTC).date().isoformat()
     assert show_run(path.stem)[0] == run.values
 
