@@ -420,7 +420,9 @@ def faults(values: Mapping[str, Any]) -> list[nodes.Node]:
         if row["shown"] and row["library"] in _FAULTS:
             text = f"{row['library']}: {_FAULTS[row['library']]} {row['said'][:1].upper()}{row['said'][1:]}."
             words = nodes.paragraph("", text + " Shown by ")
-            words += [nodes.literal("", f"benchmarks/peers/faults/{row['script']}"), nodes.Text(".")]
+            # A path is one word to a browser, and in one piece wider than a phone.
+            words += [nodes.literal("", row["script"]), nodes.Text(" in ")]
+            words += [nodes.literal("", "benchmarks/peers/faults"), nodes.Text(".")]
             found.append(nodes.list_item("", words))
     return [nodes.bullet_list("", *found)] if found else []
 
