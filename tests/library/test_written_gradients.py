@@ -7,7 +7,7 @@ import torch
 from recsys_lib.data import Interactions
 from recsys_lib.losses import bce_loss, bce_slope, bpr_loss, bpr_slope
 from recsys_lib.models import BPR, MatrixFactorization
-from recsys_lib.models import factorization as module
+from recsys_lib.models.core import written_gradients as module
 from recsys_lib.negatives import NegativeSampler
 from recsys_lib.similarity import pair_products
 
