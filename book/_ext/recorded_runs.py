@@ -142,19 +142,21 @@ def of_ours(rows: Sequence[Mapping[str, Any]], model: str, **alike: Any) -> Mapp
 # ------------------------------------------------------------------------------------------------- parts
 
 
+def measured(row: Mapping[str, Any], metric: str) -> list[str]:
+    """A model in a library: what it reached, how far ours is from it, and what fitting took."""
+    return [
+        shown(row["model"]),
+        row["library"],
+        f"{row[metric]['value']:.4f}",
+        interval(row[metric]),
+        gap(row.get("ours_minus_it")),
+        amount(sum(row["fit_cpu_s"]) / len(row["fit_cpu_s"])),
+    ]
+
+
 def quality(values: Mapping[str, Any]) -> list[nodes.Node]:
     """NDCG@10 of each model in each library."""
-    rows = [
-        [
-            shown(row["model"]),
-            row["library"],
-            f"{row['ndcg@10']['value']:.4f}",
-            interval(row["ndcg@10"]),
-            gap(row.get("ours_minus_it")),
-            amount(sum(row["fit_cpu_s"]) / len(row["fit_cpu_s"])),
-        ]
-        for row in values["quality"]
-    ]
+    rows = [measured(row, "ndcg@10") for row in values["quality"]]
     return rows_table(
         ["Model", "Library", "NDCG@10", "95 % interval", "Ours minus it", "Fit, CPU s"],
         rows,
@@ -187,17 +189,7 @@ def settings(values: Mapping[str, Any]) -> list[nodes.Node]:
 
 def ratings(values: Mapping[str, Any]) -> list[nodes.Node]:
     """RMSE of the rating models."""
-    rows = [
-        [
-            shown(row["model"]),
-            row["library"],
-            f"{row['rmse']['value']:.4f}",
-            interval(row["rmse"]),
-            gap(row.get("ours_minus_it")),
-            amount(sum(row["fit_cpu_s"]) / len(row["fit_cpu_s"])),
-        ]
-        for row in values["ratings"]
-    ]
+    rows = [measured(row, "rmse") for row in values["ratings"]]
     return rows_table(
         ["Model", "Library", "RMSE", "95 % interval", "Squared error, ours minus it", "Fit, CPU s"],
         rows,
