@@ -1,4 +1,4 @@
-"""What the tests of the book share: the built pages, a browser, and a server on this machine."""
+"""What the tests of the book share: the built pages, and a server of them on this machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 from page_checks import Site, serve, unavailable
-from playwright.sync_api import Browser, sync_playwright
-
-from book.browser import FLAGS, NAMES, browser_path
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
@@ -33,21 +30,6 @@ def html() -> Path:
 def site(html: Path) -> Site:
     """The built pages, parsed on demand."""
     return Site(html)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A headless Chromium of this machine; the variable BOOK_BROWSER may name another one."""
-    path = browser_path()
-    if path is None:
-        unavailable(
-            f"no browser found (looked for {', '.join(NAMES)}); install Chromium with the system's packages, "
-            "for example `apt-get install chromium`, or name one in BOOK_BROWSER"
-        )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -634,20 +633,6 @@ def test_pages_ask_nobody_else(client):
         for name in re.findall(r'(?:src|href)="([^"]+)"', client.get(page).text):
             if not name.startswith("data:"):
                 assert client.get("/" + name).status_code == 200, name
-
-
-@pytest.fixture
-def browser():
-    """A headless Chromium of this machine; the variable BOOK_BROWSER may name another one."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    path = os.environ.get("BOOK_BROWSER") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("there is no browser on this machine; install Chromium, or name one in BOOK_BROWSER")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.slow

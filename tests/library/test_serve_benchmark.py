@@ -1,6 +1,7 @@
 """The benchmark of the service at a tiny size, and its recorded run."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def test_the_benchmark_measures_both_and_nothing_fails():
     spec = importlib.util.spec_from_file_location("benchmark_serve", ROOT / "benchmarks" / "serve.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.run(rounds=1, requests=25)
+    with ThreadPoolExecutor(1) as thread:  # a browser of other tests may hold this thread's event loop
+        found = thread.submit(module.run, rounds=1, requests=25).result()
     rows = found["values"]["rows"]
     assert {(row["of"], row["at_a_time"]) for row in rows} == ROWS
     for row in rows:
