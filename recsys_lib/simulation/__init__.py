@@ -4,7 +4,8 @@
 - ``policies``: from scores to lists, with the chances of what is shown;
 - ``log``: impressions; ``learners``: what learns from them;
 - ``loop``: show, click, log, retrain;
-- ``off_policy``: what another policy would have earned, from a log.
+- ``off_policy``: what another policy would have earned, from a log;
+- ``taste``: people whose true taste is about pictures, names, both or neither.
 """
 
 from recsys_lib.simulation.learners import ClickRate, FromClicks, ImpressionFactors, InversePropensityRate
@@ -28,6 +29,7 @@ from recsys_lib.simulation.policies import (
     ThompsonSampling,
     UniformLists,
 )
+from recsys_lib.simulation.taste import TasteWorld, TrueTaste
 from recsys_lib.simulation.world import World, looks
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "Policy",
     "PolicyValue",
     "Shown",
+    "TasteWorld",
     "ThompsonSampling",
+    "TrueTaste",
     "UniformLists",
     "World",
     "doubly_robust",

@@ -575,10 +575,12 @@ def test_a_wheel_that_is_kept(
     with pytest.raises(DownloadError, match=r"carrier==1.0: the wheel's sha256 is .*, expected 00"):
         fetch_wheel("carrier==1.0", kept, "00")
     assert not kept.exists()
-    assert fetch_wheel("carrier==1.0", kept, digest) == kept and file_hash(kept) == digest
+    assert fetch_wheel("carrier==1.0", kept, digest) == kept
+    assert file_hash(kept) == digest
     kept.write_bytes(b"another file")
     fetch_wheel("carrier==1.0", kept, digest)
-    assert file_hash(kept) == digest and "carrier.whl is replaced" in caplog.text
+    assert file_hash(kept) == digest
+    assert "carrier.whl is replaced" in caplog.text
     assert {path.name for path in kept.parent.iterdir()} == {"carrier.whl", "carrier.whl.lock"}
     monkeypatch.setattr(download.importlib.util, "find_spec", lambda _: None)
     assert fetch_wheel("carrier==1.0", kept, digest) == kept  # nothing is fetched that is there

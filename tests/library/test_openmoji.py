@@ -102,13 +102,15 @@ def test_names_groups_and_families(cache: Path) -> None:
 
 def test_items_are_numbered_from_zero_without_gaps(cache: Path) -> None:
     data = load(cache, one_per_family=True)
-    assert list(data.items.index) == list(range(len(data))) and len(data.images) == len(data)
+    assert list(data.items.index) == list(range(len(data)))
+    assert len(data.images) == len(data)
 
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_what_is_transparent_lies_on_white(cache: Path, size: int) -> None:
     images = load(cache, size).images
-    assert images.shape == (5, 3, size, size) and images.dtype == torch.uint8
+    assert images.shape == (5, 3, size, size)
+    assert images.dtype == torch.uint8
     half = size // 2
     assert torch.equal(images[..., half:], torch.full_like(images[..., half:], 255))
     left = images[..., :half]
@@ -122,9 +124,12 @@ def test_the_real_catalog() -> None:
     assert len(load_openmoji(skin_tones=True, flags=True, progress=False)) == 3953
     assert len(load_openmoji(flags=True, progress=False)) == 1644 + 270
     items = data.items
-    assert items["name"].is_unique and items["code"].is_unique and not items.isna().any(axis=None)
+    assert items["name"].is_unique
+    assert items["code"].is_unique
+    assert not items.isna().any(axis=None)
     apple = items.index[items["name"] == "red apple"][0]
-    assert items.loc[apple, "subgroup"] == "food-fruit" and items.loc[apple, "emoji"] == "🍎"
+    assert items.loc[apple, "subgroup"] == "food-fruit"
+    assert items.loc[apple, "emoji"] == "🍎"
     red, green, _ = (
         data.images[apple].float().flatten(1)[:, data.images[apple].float().mean(0).flatten() < 250]
     )
@@ -266,8 +271,10 @@ def test_lab_has_the_published_values() -> None:
 def test_color_is_color_and_shape_is_shape() -> None:
     red, green, blue, yellow = (220, 30, 30), (30, 160, 30), (30, 30, 220), (240, 220, 30)
     values = looks(paint(*((MIDDLE, MIDDLE, color) for color in (red, green, blue, yellow))))
-    assert column(values, "red").argmax() == 0 and column(values, "red").argmin() == 1
-    assert column(values, "yellow").argmax() == 3 and column(values, "yellow").argmin() == 2
+    assert column(values, "red").argmax() == 0
+    assert column(values, "red").argmin() == 1
+    assert column(values, "yellow").argmax() == 3
+    assert column(values, "yellow").argmin() == 2
     assert column(values, "lightness").argmax() == 3
     for name in ("ink", "tall", "filled", "even"):
         assert column(values, name).abs().max() == 0, name  # one shape
@@ -282,8 +289,10 @@ def test_shapes_are_told_apart_by_the_column_that_names_them() -> None:
         (slice(14, 18), slice(2, 6), black),  # small, on the left
     )
     values = looks(shapes)
-    assert column(values, "tall").argmax() == 0 and column(values, "tall").argmin() == 1
-    assert column(values, "ink").argmax() == 2 and column(values, "ink").argmin() == 3
+    assert column(values, "tall").argmax() == 0
+    assert column(values, "tall").argmin() == 1
+    assert column(values, "ink").argmax() == 2
+    assert column(values, "ink").argmin() == 3
     assert column(values, "even").argmin() == 3
     assert column(values, "edges").argmin() == 2
     torch.testing.assert_close(column(values, "tall")[2], column(values, "tall")[3], atol=1e-5, rtol=0)
@@ -310,11 +319,9 @@ def test_looks_are_standardized_and_do_not_depend_on_order(device: torch.device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, 16, 16), generator=generator, dtype=torch.uint8).to(device)
     values = looks(images)
-    assert (
-        values.device.type == device.type
-        and values.shape == (12, len(LOOKS))
-        and values.dtype == torch.float32
-    )
+    assert values.device.type == device.type
+    assert values.shape == (12, len(LOOKS))
+    assert values.dtype == torch.float32
     torch.testing.assert_close(values.mean(0).cpu(), torch.zeros(len(LOOKS)), atol=1e-5, rtol=0)
     order = torch.randperm(12, generator=generator)
     torch.testing.assert_close(

@@ -351,6 +351,24 @@ def test_cold_items_follow_their_seed(movielens: MovieLens) -> None:
     assert len(held[0] & held[2]) < 0.3 * len(held[0])
 
 
+def test_items_of_one_label_are_on_one_side(movielens: MovieLens) -> None:
+    inter = movielens.interactions
+    label = [f"family {item % 300}" for item in range(inter.n_items)]
+    split = cold_item_split(inter, 0.2, seed=1, together=label)
+    train, validation, test = ({int(i) % 300 for i in part.items} for part in parts(split))
+    assert len(test) == len(validation) == 60
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
+    # A label of its own for each item is no label.
+    alone = cold_item_split(inter, 0.2, seed=1, together=range(inter.n_items))
+    assert torch.equal(alone.test.items, cold_item_split(inter, 0.2, seed=1).test.items)
+    with pytest.raises(ValueError, match=f"a label for each of {inter.n_items} items, got 3"):
+        cold_item_split(inter, together=["a", "b", "c"])
+    with pytest.raises(ValueError, match="2 labels of items with events are too few"):
+        cold_item_split(inter, together=["a", "b"] * (inter.n_items // 2))
+
+
 @pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.2), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.9, -0.1, 0.2)])
 def test_fractions_that_make_no_sense(small: Interactions, fractions: tuple[float, float, float]) -> None:
     for cut in (temporal_split, random_split):
