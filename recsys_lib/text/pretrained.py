@@ -60,6 +60,7 @@ _MODEL_FILES = (
     "added_tokens.json",
     "config.json",
     "merges.txt",
+    "preprocessor_config.json",
     "sentence_bert_config.json",
     "special_tokens_map.json",
     "tokenizer*.json",
