@@ -295,9 +295,9 @@ class ImageTextTower(_Declared):
         "pixels by which pictures are moved in training; half are mirrored", default=2, at_least=0
     )
     temperature: float = option("of the contrast, at the beginning", default=0.07, above=0)
-    learning_rate: float = option("of Adam", default=0.001, above=0)
+    learning_rate: float = option("of Adam", default=0.002, above=0)
     batch_size: int = option(
-        "pictures in a batch, all others of which are negatives", default=256, at_least=2
+        "pictures in a batch, all others of which are negatives", default=128, at_least=2
     )
     epochs: int = option("passes over the pictures", default=40, at_least=1)
     patience: int = option("looks at validation without improvement before it stops", default=3, at_least=1)
