@@ -25,7 +25,7 @@ def exposure(lists: Tensor, group: Tensor) -> Tensor:
     """The share of each person's list that is of a group of items, each place by how many look at it.
 
     The place j counts 1 / log2(1 + j), as in NDCG (Singh and Joachims 2018, "Fairness of Exposure in
-    Rankings", section 3.1).
+    Rankings").
 
     Args:
         lists: (U, k) item indices, -1 for padding.
@@ -77,7 +77,7 @@ def tastes(histories: Tensor, features: Tensor) -> Tensor:
         features: (n_items, G) each item's spread over genres, p(g | i); rows sum to 1, or are 0 for an item
             without any.
 
-    Source: Steck 2018, "Calibrated Recommendations", eq. 2.
+    Source: Steck 2018, "Calibrated Recommendations", section 3.
     """
     spread = histories.to(features.dtype) @ features  # (U, G)
     return spread / spread.sum(dim=1, keepdim=True).clamp(min=torch.finfo(spread.dtype).tiny)
@@ -95,7 +95,7 @@ def miscalibration(taste: Tensor, lists: Tensor, features: Tensor, mix: float = 
     Returns:
         (U,) at least 0; 0 where the list has the person's own shares.
 
-    Source: Steck 2018, eqs. 4 to 6.
+    Source: Steck 2018, section 3.
     """
     q = features[lists.clamp(min=0)] * (lists >= 0)[:, :, None]  # (U, k, G)
     return _divergence(taste, q.sum(dim=1), mix)
@@ -128,7 +128,7 @@ def calibrated(
     Returns:
         (U, k) int64, -1 where a person has fewer candidates.
 
-    Source: Steck 2018, eq. 7 and the greedy search of section 3.2, which is within 1 - 1/e of the best.
+    Source: Steck 2018, which shows the greedy search to be within 1 - 1/e of the best.
     """
     k = whole_number(k, "k", at_least=1)
     if k > items.shape[1] or not 0 <= weight <= 1:

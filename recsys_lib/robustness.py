@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from recsys_lib.arguments import integer_indices, whole_number
+from recsys_lib.arguments import Indices, integer_indices, whole_number
 from recsys_lib.data import Interactions
 from recsys_lib.data.interactions import merge
 from recsys_lib.ranking import Scorer, seen_in, top_lists
@@ -124,20 +124,21 @@ def _new_ids(ids: pd.Index, n: int) -> pd.Index:
     return pd.Index([f"account-{number}" for number in range(n)])
 
 
-def hits(model: Scorer, target: int, seen: Interactions, users: Tensor, k: int = 10) -> Tensor:
-    """Whose list holds an item: (U,) float64, 1 or 0; the mean is the attack's hit share.
+def hits(model: Scorer, targets: Indices, seen: Interactions, users: Tensor, k: int = 10) -> Tensor:
+    """Whose lists hold some items: (U, T) float64, 1 or 0; a column's mean is that item's hit share.
 
     Args:
         model: fitted.
-        target: the item.
+        targets: (T,) items.
         seen: what is not recommended again.
-        users: (U,) genuine people, who should not have the target yet.
+        users: (U,) genuine people, who should not have the targets yet.
         k: length of the lists.
 
-    Source: the hit ratio of Mobasher et al. 2007, section 4.2.
+    Source: the hit ratio of Mobasher et al. 2007.
     """
+    targets = integer_indices(targets, "targets").to(users.device)  # (T,)
     lists, _ = top_lists(model, users, k, seen_in(seen), progress=False)  # (U, k)
-    return (lists == target).any(dim=1).double().cpu()
+    return (lists[:, :, None] == targets).any(dim=1).double().cpu()  # (U, T)
 
 
 def account_signs(interactions: Interactions, k: int = 20) -> pd.DataFrame:
@@ -150,7 +151,7 @@ def account_signs(interactions: Interactions, k: int = 20) -> pd.DataFrame:
     Users without events get zeros.
 
     Source: Burke, Mobasher, Williams, Bhaumik 2006, "Classification Features for Attack Detection in
-    Collaborative Recommender Systems", section 4; the similarity after Chirita, Nejdl, Zamfir 2005,
+    Collaborative Recommender Systems"; the similarity after Chirita, Nejdl, Zamfir 2005,
     "Preventing Shilling Attacks in Online Recommender Systems".
     """
     X = interactions.to("cpu").matrix().to_dense().clamp(max=1.0)  # (n_users, n_items)

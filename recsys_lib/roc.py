@@ -51,7 +51,7 @@ def roc_auc(scores: Tensor, positive: Tensor, other: Tensor | None = None, level
             outside (0, 1).
 
     Source: DeLong, DeLong and Clarke-Pearson 1988, "Comparing the Areas under Two or More Correlated Receiver
-    Operating Characteristic Curves", eqs. 3 to 8.
+    Operating Characteristic Curves".
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, as in 0.95; got {level}")

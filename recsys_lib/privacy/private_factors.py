@@ -49,9 +49,9 @@ class PrivateFactors:
         dim: int = 8,
         steps: int = 200,
         sample_rate: float = 0.2,
-        clip: float = 0.5,
+        clip: float = 0.2,
         noise_multiplier: float = 0.0,
-        learning_rate: float = 0.02,
+        learning_rate: float = 0.03,
         seed: int = 0,
     ) -> None:
         self.dim, self.steps = whole_number(dim, "dim", at_least=1), whole_number(steps, "steps", at_least=1)

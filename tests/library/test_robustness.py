@@ -88,10 +88,13 @@ def test_attacks_that_cannot_be_are_refused(people, given, message):
 def test_accounts_move_the_item_into_lists(people):
     target, k = 55, 5
     users = torch.arange(80)[~torch.isin(torch.arange(80), people.users[people.items == target])]
-    before = hits(Popularity().fit(people, device="cpu"), target, people, users, k)
+    before = hits(Popularity().fit(people, device="cpu"), [target, 0], people, users, k)
     both = inject(people, target, "bandwagon", 70, 3, generator(), pool=10)
-    after = hits(Popularity().fit(both, device="cpu"), target, both, users, k)
-    assert before.sum() == 0
+    after = hits(Popularity().fit(both, device="cpu"), [target], both, users, k)
+    assert before.shape == (len(users), 2)
+    assert before[:, 0].sum() == 0
+    # The most liked film is in the list of whoever does not have it.
+    assert torch.equal(before[:, 1] == 0, torch.isin(users, people.users[people.items == 0]))
     assert after.mean() == 1.0
 
 
