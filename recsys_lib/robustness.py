@@ -37,7 +37,7 @@ ScoreHistories = Callable[[list[Tensor]], Tensor]
 
 def inject(
     interactions: Interactions,
-    target: int,
+    targets: Indices,
     kind: str,
     n_accounts: int,
     filler: int,
@@ -46,19 +46,19 @@ def inject(
     segment: Tensor | Sequence[int] = (),
     pool: int = 100,
 ) -> Interactions:
-    """The events, and those of false accounts that push one item.
+    """The events, and those of false accounts that push some items.
 
-    Each account likes the target and ``filler`` other items, none twice:
+    Each account likes all targets and ``filler`` other items, none twice:
 
     - ``"random"``: drawn from the whole catalog; needs no knowledge.
     - ``"bandwagon"``: drawn from the ``pool`` items most liked; needs to know what is famous.
-    - ``"segment"``: drawn from ``segment``, such as what the people to be reached like.
+    - ``"segment"``: drawn from ``segment``: what the people to be reached like, or one person's own items.
 
     The attacks on ratings also give low ratings (love-hate, nuke); where all events are likes there are none.
 
     Args:
         interactions: of genuine people.
-        target: the item that is pushed.
+        targets: (T,) the items that are pushed, T at least 1.
         kind: one of ``ATTACKS``.
         n_accounts: false accounts; 0 gives the events as they are, with nobody new.
         filler: other items of each account.
@@ -71,7 +71,7 @@ def inject(
         have the highest rating that there is and times drawn from the genuine ones.
 
     Raises:
-        ValueError: an unknown kind, a target that is no item, or fewer items to draw from than ``filler``.
+        ValueError: an unknown kind, targets that are no items, or fewer items to draw from than ``filler``.
 
     Source: Lam and Riedl 2004, "Shilling Recommender Systems for Fun and Profit"; Mobasher, Burke, Bhaumik,
     Williams 2007, "Toward Trustworthy Recommender Systems"; Gunes, Kaleli, Bilge, Polat 2014, "Shilling
@@ -79,9 +79,9 @@ def inject(
     """
     n_accounts = whole_number(n_accounts, "n_accounts", at_least=0)
     filler = whole_number(filler, "filler", at_least=0)
-    target = whole_number(target, "target", at_least=0)
-    if target >= interactions.n_items:
-        raise ValueError(f"target must be one of the {interactions.n_items} items, got {target}")
+    wanted = integer_indices(targets, "targets").cpu().unique()  # (T,)
+    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= interactions.n_items:
+        raise ValueError(f"targets must be of the {interactions.n_items} items, got {wanted.tolist()}")
     if kind == "random":
         choice = torch.arange(interactions.n_items)  # (C,)
     elif kind == "bandwagon":
@@ -90,7 +90,7 @@ def inject(
         choice = integer_indices(segment, "segment").cpu().unique()  # (C,)
     else:
         raise ValueError(f"kind must be one of {', '.join(ATTACKS)}, got {kind!r}")
-    choice = choice[choice != target]
+    choice = choice[~torch.isin(choice, wanted)]
     if filler > len(choice):
         raise ValueError(f"filler={filler} is more than the {len(choice)} items that there are to draw from")
     device = interactions.items.device
@@ -98,10 +98,10 @@ def inject(
         return interactions
     chance = torch.rand(n_accounts, len(choice), generator=generator)  # (A, C)
     others = choice[chance.topk(filler, dim=1).indices]  # (A, filler)
-    items = torch.cat([torch.full((n_accounts, 1), target), others], dim=1).to(device)  # (A, 1 + filler)
-    n, width = interactions.n_users, filler + 1
+    items = torch.cat([wanted.expand(n_accounts, -1), others], dim=1).to(device)  # (A, T + filler)
+    n, width = interactions.n_users, len(wanted) + filler
     size = n_accounts * width
-    when = torch.randint(len(interactions), (size,), generator=generator).to(device)  # (A (1 + filler),)
+    when = torch.randint(len(interactions), (size,), generator=generator).to(device)  # (A (T + filler),)
     ratings = interactions.ratings
     best = ratings[~ratings.isnan()].max() if bool((~ratings.isnan()).any()) else ratings.new_tensor(1.0)
     ids = interactions.user_ids.append(_new_ids(interactions.user_ids, n_accounts))

@@ -39,7 +39,7 @@ def people():
 
 @pytest.mark.parametrize("kind", ["random", "bandwagon", "segment"])
 def test_accounts_come_after_the_genuine_people_and_like_the_target(people, kind):
-    both = inject(people, 50, kind, 6, 5, generator(), segment=[3, 7, 9, 11, 13, 50], pool=10)
+    both = inject(people, [50], kind, 6, 5, generator(), segment=[3, 7, 9, 11, 13, 50], pool=10)
     assert both.n_users == 86
     genuine = both[both.users < 80]
     for name in ("users", "items", "ratings", "timestamps"):
@@ -58,15 +58,21 @@ def test_accounts_come_after_the_genuine_people_and_like_the_target(people, kind
 
 
 def test_the_same_generator_gives_the_same_accounts_and_none_changes_nothing(people):
-    one, two = (inject(people, 5, "random", 4, 8, generator(3)) for _ in range(2))
+    one, two = (inject(people, [5], "random", 4, 8, generator(3)) for _ in range(2))
     assert torch.equal(one.items, two.items)
-    assert not torch.equal(one.items, inject(people, 5, "random", 4, 8, generator(4)).items)
-    assert inject(people, 5, "random", 0, 8, generator()) is people
+    assert not torch.equal(one.items, inject(people, [5], "random", 4, 8, generator(4)).items)
+    assert inject(people, [5], "random", 0, 8, generator()) is people
+
+
+def test_accounts_may_push_several_items_at_once(people):
+    both = inject(people, [40, 50], "random", 3, 6, generator())
+    mine = both.items[both.users >= 80].view(3, 8)
+    assert (torch.isin(mine, torch.tensor([40, 50])).sum(1) == 2).all()
 
 
 def test_ids_that_are_words_get_words(people):
     frame = people.to_frame().assign(user_id=lambda f: "u" + f["user_id"].astype(str))
-    both = inject(Interactions.from_frame(frame), 5, "random", 2, 3, generator())
+    both = inject(Interactions.from_frame(frame), [5], "random", 2, 3, generator())
     assert both.user_ids[-2:].tolist() == ["account-0", "account-1"]
 
 
@@ -74,13 +80,14 @@ def test_ids_that_are_words_get_words(people):
     ("given", "message"),
     [
         ({"kind": "love"}, "kind must be one of random, bandwagon, segment"),
-        ({"target": 60}, "one of the 60 items"),
+        ({"targets": [5, 60]}, "of the 60 items"),
+        ({"targets": []}, "of the 60 items"),
         ({"kind": "segment", "segment": [1, 2]}, "filler=5 is more than the 2"),
         ({"n_accounts": -1}, "n_accounts"),
     ],
 )
 def test_attacks_that_cannot_be_are_refused(people, given, message):
-    usual = {"target": 5, "kind": "random", "n_accounts": 3, "filler": 5}
+    usual = {"targets": [5], "kind": "random", "n_accounts": 3, "filler": 5}
     with pytest.raises(ValueError, match=message):
         inject(people, **(usual | given), generator=generator())
 
@@ -89,7 +96,7 @@ def test_accounts_move_the_item_into_lists(people):
     target, k = 55, 5
     users = torch.arange(80)[~torch.isin(torch.arange(80), people.users[people.items == target])]
     before = hits(Popularity().fit(people, device="cpu"), [target, 0], people, users, k)
-    both = inject(people, target, "bandwagon", 70, 3, generator(), pool=10)
+    both = inject(people, [target], "bandwagon", 70, 3, generator(), pool=10)
     after = hits(Popularity().fit(both, device="cpu"), [target], both, users, k)
     assert before.shape == (len(users), 2)
     assert before[:, 0].sum() == 0
@@ -99,7 +106,7 @@ def test_accounts_move_the_item_into_lists(people):
 
 
 def test_accounts_of_a_kind_are_alike_and_are_found(people):
-    both = inject(people, 55, "bandwagon", 12, 9, generator(), pool=10)
+    both = inject(people, [55], "bandwagon", 12, 9, generator(), pool=10)
     signs = account_signs(both, k=5)
     false = torch.arange(92) >= 80
     assert roc_auc(torch.tensor(signs["similarity"]), false).estimate.value > 0.9
