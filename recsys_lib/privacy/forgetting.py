@@ -63,8 +63,9 @@ def forget_in_ease(model: EASE, inverse: Tensor, users: Indices) -> Tensor:
 
     Args:
         model: fitted, and changed in place.
-        inverse: (n_items, n_items) P = (X'X + l2 I)^-1 of the people that it still knows, as
-            ``models.ease.gram_inverse`` makes it with the model's ``l2``. Keep it beside the model: float64, 8 n_items^2 bytes.
+        inverse: (n_items, n_items) P = (X'X + l2 I)^-1 of the people that it still knows, with the model's
+            ``l2``, as ``models.ease.gram_inverse`` makes it. Keep it beside the model: float64,
+            8 n_items^2 bytes.
         users: (k,) who are to be forgotten.
 
     Returns:
