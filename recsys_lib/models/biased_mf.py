@@ -5,10 +5,9 @@ from torch import Tensor
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
-from recsys_lib.devices import resolve_device, seed_generator
-from recsys_lib.models.core.contract import Recommender
-from recsys_lib.models.core.options import data, learned, option
-from recsys_lib.similarity import cosine
+from recsys_lib.devices import seed_generator
+from recsys_lib.models.core.biased_factors import BiasedFactors
+from recsys_lib.models.core.options import data, option
 from recsys_lib.training import passes
 
 __all__ = ["BiasedMF"]
@@ -17,7 +16,7 @@ _SMALLEST_VARIANCE = 1e-4
 _CELLS = 2**22  # of the square matrices that are solved at once, 16 MB
 
 
-class BiasedMF(Recommender):
+class BiasedMF(BiasedFactors):
     """Predicts a rating from a mean, two biases and the product of two vectors.
 
         r_ui = mu + b_u + b_i + p_u . q_i + noise
@@ -53,13 +52,6 @@ class BiasedMF(Recommender):
         "(n_items, n_features) numbers, kept with the learned state", default=None
     )
 
-    mean: Tensor = learned("() float32")
-    rating_range: Tensor = learned("(2,) float32, lowest and highest rating seen")
-    user_bias: Tensor = learned("(n_users,)")
-    item_bias: Tensor = learned("(n_items,)")
-    user_factors: Tensor = learned("(n_users, dim)")
-    item_factors: Tensor = learned("(n_items, dim)")
-
     def __post_init__(self) -> None:
         """Makes the features a buffer, so that they are saved and moved with the model."""
         super().__post_init__()
@@ -69,12 +61,7 @@ class BiasedMF(Recommender):
 
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         events, device = interactions, interactions.items.device
-        missing = int(events.ratings.isnan().sum())
-        if missing:
-            raise ValueError(
-                f"BiasedMF learns from ratings, and {missing} of {len(events)} events have none; "
-                f"take the others: interactions[~interactions.ratings.isnan()]"
-            )
+        self._check_rated(events)
         mean = events.ratings.mean()
         ratings = events.ratings - mean  # (E,)
         size = (self.n_users, self.n_items)
@@ -102,7 +89,7 @@ class BiasedMF(Recommender):
             noise = ((ratings.square().sum() + error) / len(ratings)).clamp(min=_SMALLEST_VARIANCE)
 
         self._keep("mean", mean)
-        self._keep("rating_range", torch.stack([events.ratings.min(), events.ratings.max()]))
+        self._keep_range(events.ratings)
         self._keep("user_factors", users.mean[:, :d])
         self._keep("user_bias", users.mean[:, d])
         self._keep("item_factors", items.mean[:, :d])
@@ -120,23 +107,6 @@ class BiasedMF(Recommender):
         if not bool(features.isfinite().all()):
             raise ValueError("item_features must be finite; replace what is missing")
         return [features]
-
-    def _score(self, users: Tensor) -> Tensor:
-        # Added in place: a third matrix of this size would do no good.
-        scores = self.mean + self.user_bias[users, None] + self.item_bias  # (B, n_items)
-        return scores.add_(self.user_factors[users] @ self.item_factors.mT)
-
-    def _predict(self, users: Tensor, items: Tensor) -> Tensor:
-        """The expected rating of each pair, within the range of ratings seen in ``fit``: (N,)."""
-        product = (self.user_factors[users] * self.item_factors[items]).sum(dim=1)  # (N,)
-        rating = self.mean + self.user_bias[users] + self.item_bias[items] + product  # (N,)
-        return rating.clamp(self.rating_range[0], self.rating_range[1])
-
-    def _similarities(self, items: Tensor) -> Tensor:
-        return cosine(self.item_factors[items], self.item_factors)  # (B, n_items)
-
-    def _place(self, interactions: Interactions) -> torch.device:
-        return resolve_device("auto")
 
 
 class _Observations:

@@ -5,17 +5,16 @@ from torch import Tensor
 
 from recsys_lib.data import Interactions
 from recsys_lib.data.ragged import offsets
-from recsys_lib.devices import resolve_device, seed_generator
-from recsys_lib.models.core.contract import Recommender
-from recsys_lib.models.core.options import learned, option
+from recsys_lib.devices import seed_generator
+from recsys_lib.models.core.biased_factors import BiasedFactors
+from recsys_lib.models.core.options import option
 from recsys_lib.models.core.ridge import solve_rows
-from recsys_lib.similarity import cosine
 from recsys_lib.training import passes
 
 __all__ = ["RatingALS"]
 
 
-class RatingALS(Recommender):
+class RatingALS(BiasedFactors):
     """Predicts a rating from a mean, two biases and the product of two vectors, by least squares.
 
         r_ui = mu + b_u + b_i + p_u . q_i
@@ -54,21 +53,9 @@ class RatingALS(Recommender):
     init_scale: float = option("standard deviation of the items' vectors at the start", default=0.1, above=0)
     seed: int = option("of the items' vectors at the start", default=0)
 
-    mean: Tensor = learned("() float32")
-    rating_range: Tensor = learned("(2,) float32, lowest and highest rating seen")
-    user_bias: Tensor = learned("(n_users,)")
-    item_bias: Tensor = learned("(n_items,)")
-    user_factors: Tensor = learned("(n_users, dim)")
-    item_factors: Tensor = learned("(n_items, dim)")
-
     def _fit(self, interactions: Interactions, validation: Interactions | None, progress: bool) -> None:
         events, device = interactions, interactions.items.device
-        missing = int(events.ratings.isnan().sum())
-        if missing:
-            raise ValueError(
-                f"RatingALS learns from ratings, and {missing} of {len(events)} events have none; "
-                f"take the others: interactions[~interactions.ratings.isnan()]"
-            )
+        self._check_rated(events)
         mean = events.ratings.mean()  # ()
         by_user = _Side(events.users, events.items, events.ratings - mean, self.n_users)
         by_item = _Side(events.items, events.users, events.ratings - mean, self.n_items)
@@ -80,7 +67,7 @@ class RatingALS(Recommender):
             users = self._solve(by_user, items)  # (n_users, 1 + d)
             items = self._solve(by_item, users)  # (n_items, 1 + d)
         self._keep("mean", mean)
-        self._keep("rating_range", torch.stack([events.ratings.min(), events.ratings.max()]))
+        self._keep_range(events.ratings)
         self._keep("user_bias", users[:, 0])
         self._keep("user_factors", users[:, 1:])
         self._keep("item_bias", items[:, 0])
@@ -95,23 +82,6 @@ class RatingALS(Recommender):
         penalty[:, 0] = self.bias_l2  # (n, 1 + d)
         left = side.ratings - others[side.others, 0]  # (E,) what is left to explain
         return solve_rows(side.crow, side.others, vectors, penalty, targets=left)
-
-    def _score(self, users: Tensor) -> Tensor:
-        # Added in place: a third matrix of this size would do no good.
-        scores = self.mean + self.user_bias[users, None] + self.item_bias  # (B, n_items)
-        return scores.add_(self.user_factors[users] @ self.item_factors.mT)
-
-    def _predict(self, users: Tensor, items: Tensor) -> Tensor:
-        """The expected rating of each pair, within the range of ratings seen in ``fit``: (N,)."""
-        product = (self.user_factors[users] * self.item_factors[items]).sum(dim=1)  # (N,)
-        rating = self.mean + self.user_bias[users] + self.item_bias[items] + product  # (N,)
-        return rating.clamp(self.rating_range[0], self.rating_range[1])
-
-    def _similarities(self, items: Tensor) -> Tensor:
-        return cosine(self.item_factors[items], self.item_factors)  # (B, n_items)
-
-    def _place(self, interactions: Interactions) -> torch.device:
-        return resolve_device("auto")
 
 
 class _Side:
