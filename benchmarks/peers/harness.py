@@ -137,6 +137,7 @@ class Bench:
         try:
             usage = self._run(python, library.runner, {**job, "out": str(folder)})
             result = _read(folder)
+            usage["peak_mb"] = float(result["peak_mb"])
             kept["result"] = {**judge(result, folder), "process": usage, "versions": result["versions"]}
         except (CellError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
             kept["failed"] = (
@@ -157,7 +158,7 @@ class Bench:
             part.write_text(json.dumps({"cells": self.cells}, indent=0) + "\n", "utf8")
 
     def _run(self, python: Path, runner: Path, job: Mapping[str, Any]) -> dict[str, float]:
-        """One process: what it took, seconds and the largest memory that it held."""
+        """One process: the seconds that it took, on the clock and of processor time."""
         file = self.folder / "job.json"
         file.write_text(json.dumps(job), "utf8")
         own = Path(sys.executable) == python
@@ -183,12 +184,7 @@ class Bench:
             raise CellError(f"not done within {self.plan.limit:,.0f} s")
         if status:
             raise CellError(f"ended with {status}: {_reason(log.read_text('utf8', 'replace'))}")
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return {
-            "wall_s": wall,
-            "cpu_s": used.ru_utime + used.ru_stime,
-            "peak_mb": used.ru_maxrss / unit,
-        }
+        return {"wall_s": wall, "cpu_s": used.ru_utime + used.ru_stime}
 
     def _wait(self, process: subprocess.Popen[bytes]) -> tuple[int | None, Any, float]:
         """Waits for a process, or ends it and all that it started: exit status, usage, seconds."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ for number, fit in enumerate(job["fits"]):
     np.save(out / f"scores_{number}_0.npy", scores * fit["options"].get("sign", 1))
     spent = {"cpu_s": 0.5, "wall_s": 0.5}
     fits.append({"fit": spent, "peak_mb": 1.0, "looks": [{"epochs": 1, **spent}]})
-result = {"fits": fits, "loaded_mb": 0.5, "versions": {"fake": "1.0"}}
+result = {"fits": fits, "loaded_mb": 0.5, "peak_mb": 1.0, "versions": {"fake": "1.0"}}
 (out / "result.json").write_text(json.dumps(result))
 """
 
@@ -199,6 +200,30 @@ def test_the_book_s_own_library_is_looked_at_without_being_disturbed(tmp_path, s
     assert kept["same"]
     assert kept["moved"]
     assert kept["process"]["peak_mb"] > 50
+
+
+PEAK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import common
+import numpy as np
+
+start = common.peak_mb()
+np.ones(2**25)
+high = common.peak_mb()
+common.forget_peak()
+print(start, high, common.peak_mb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system cannot forget a peak")
+def test_the_memory_of_a_process_is_not_that_of_its_parent():
+    held = np.ones(2**26)  # 512 MB
+    done = subprocess.run([sys.executable, "-c", PEAK, RUNNERS], capture_output=True, text=True, check=True)
+    start, high, after = map(float, done.stdout.split())
+    assert start < held.nbytes / 2**20 / 2
+    assert 200 < high - start < 300
+    assert after < start + 50
 
 
 def top_tenth(counts):
