@@ -107,17 +107,27 @@ class UserKNN(Recommender):
         self._keep("similarities", similarities)
 
     def _score(self, users: Tensor) -> Tensor:
-        neighbors = self.neighbors[users]  # (B, k)
+        neighbors, similarities = self.neighbors[users], self.similarities[users]  # (B, k), (B, k)
         n_rows, k = neighbors.shape
-        similarities = self.similarities[users].flatten()  # (B k,)
-        scores = torch.zeros(n_rows * self.n_items, device=users.device)  # (B I,)
+        scores = torch.zeros(n_rows, self.n_items, device=users.device)  # (B, I)
         events = self.history_crow.diff()[neighbors].sum(dim=1)  # (B,) of all neighbors of a user
-        for block in row_blocks(events, _EVENTS):
+        blocks = row_blocks(events, _EVENTS)
+        if users.device.type == "cpu" and torch.backends.mkl.is_available():
+            # The same sums in the same order, by a product of sparse matrices: five times as fast.
+            ones = similarities.new_ones(len(self.history_items))  # (E,)
+            histories = _csr(self.history_crow, self.history_items, ones, self.n_items)  # (U, I)
+            for block in blocks:
+                near, weights = neighbors[block], similarities[block].flatten()  # (b, k), (b k,)
+                crow = torch.arange(len(near) + 1, device=users.device) * k  # (b + 1,)
+                weighted = _csr(crow, near.flatten(), weights, len(self.history_crow) - 1)  # (b, U)
+                scores[block] = (weighted @ histories).to_dense()  # (b, I)
+            return scores
+        for block in blocks:
             place, pair = take_rows(self.history_crow, neighbors[block].flatten())  # (E,), (E,)
-            pair += block.start * k
-            cell = pair.div(k, rounding_mode="floor") * self.n_items + self.history_items[place]  # (E,)
-            scores.index_add_(0, cell, similarities[pair])
-        return scores.view(n_rows, self.n_items)
+            row = pair.div(k, rounding_mode="floor") + block.start  # (E,)
+            cell = row * self.n_items + self.history_items[place]  # (E,)
+            scores.view(-1).index_add_(0, cell, similarities[block].flatten()[pair])
+        return scores
 
 
 def _nearest(
@@ -189,25 +199,29 @@ def _shared(rows: Tensor, columns: Tensor, n_rows: int, n_columns: int) -> Calla
     )  # of a product of sparse matrices
     sparse = n_rows * len(columns) > _DENSE_IS_FASTER * steps
 
-    def matrix(crow: Tensor, columns: Tensor) -> Tensor:
-        size = (len(crow) - 1, n_columns)
-        with warnings.catch_warnings():
-            # What works here in the CSR format is long stable; torch says once that it is in beta.
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return torch.sparse_csr_tensor(crow, columns, ones[: len(columns)], size, check_invariants=False)
-
-    whole = matrix(crow, columns)  # (R, C)
+    whole = _csr(crow, columns, ones, n_columns)  # (R, C)
 
     def shared(block: Tensor) -> Tensor:
         place, local = take_rows(crow, block)
         if sparse:
-            part = matrix(offsets(crow[block + 1] - crow[block]), columns[place])  # (b, C)
+            part_crow = offsets(crow[block + 1] - crow[block])  # (b + 1,)
+            part = _csr(part_crow, columns[place], ones[: len(place)], n_columns)  # (b, C)
             return (part @ whole.mT).to_dense()  # (b, R)
         dense = torch.zeros(n_columns, len(block), device=columns.device)  # (C, b)
         dense[columns[place], local] = 1.0
         return (whole @ dense).mT  # (b, R)
 
     return shared
+
+
+def _csr(crow: Tensor, columns: Tensor, values: Tensor, n_columns: int) -> Tensor:
+    """A sparse matrix (R, n_columns) by rows: crow (R + 1,), columns (E,), values (E,)."""
+    with warnings.catch_warnings():
+        # What works here in the CSR format is long stable; torch says once that it is in beta.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            crow, columns, values, (len(crow) - 1, n_columns), check_invariants=False
+        )
 
 
 def _first_largest(values: Tensor, k: int) -> Tensor:
