@@ -10,7 +10,7 @@ Each model meets the sizes in rising order in a process of its own, one thread, 
 beyond its share of processor time or memory. Memory is the peak above what the process held with the data.
 Usage::
 
-    OMP_NUM_THREADS=1 python benchmarks/growth.py [--smoke] [--seconds 40] [--memory 8] [--record FILE]
+    OMP_NUM_THREADS=1 python benchmarks/growth.py [--smoke] [--seconds 12] [--memory 8] [--record FILE]
 """
 
 import argparse
@@ -36,8 +36,22 @@ COMMAND = "OMP_NUM_THREADS=1 python benchmarks/growth.py --record book/recorded/
 CODE = (
     *(f"benchmarks/growth.py::{name}" for name in ("MODELS", "SIZES", "Size", "measure", "power_law", "run")),
     "benchmarks/peers/shape.py",
-    *(f"recsys_lib/models/{name}.py" for name in ("als", "ease", "factorization", "knn", "popularity")),
-    "recsys_lib/training.py",
+    *(
+        f"recsys_lib/models/{name}"
+        for name in (
+            "als.py::ALS",
+            "ease.py::EASE",
+            "ease.py::_gram",
+            "ease.py::gram_inverse",
+            "factorization.py::BPR",
+            "factorization.py::MatrixFactorization",
+            "knn.py::ItemKNN",
+            "knn.py::_nearest",
+            "popularity.py::Popularity",
+            "sasrec.py::SASRec",
+        )
+    ),
+    "recsys_lib/training.py::train",
 )
 
 MODELS: dict[str, Callable[[int], Recommender]] = {
@@ -205,7 +219,7 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
     parser.add_argument(
-        "--seconds", type=float, default=40.0, help="of processor time, a model and what grows"
+        "--seconds", type=float, default=12.0, help="of processor time, a model and what grows"
     )
     parser.add_argument("--memory", type=float, default=8.0, help="GB that a fit may add")
     parser.add_argument("--record", type=Path, help="a file for the results, as JSON")

@@ -22,6 +22,7 @@ from recsys_lib.metrics import bootstrap_interval
 K = 10
 METRICS = ("ndcg", "recall", "mrr")
 INNER = 3  # repetitions in a process, of what is quick
+SLOW = 2.0  # seconds of a training from which on it is not quick
 
 
 class Matrix:
@@ -324,7 +325,7 @@ def ratings(bench: Bench, split: Split) -> list[dict[str, Any]]:
                 }
 
             found = bench.cell(name, bench.plan.libraries[contender.library], job, judge, [train])
-            return None if found is None else found["trials"]
+            return None if found is None else list(found["trials"])
 
         points = grid(contender, budget)
         trials = tried(f"tune ratings/{contender.key}", points)
@@ -577,14 +578,14 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
     times: dict[tuple[str, float], list[dict[str, float]]] = {}
     for repeat, contender in itertools.product(range(bench.plan.repeats), contenders):
         levels = chosen.get(contender.key, {})
+        order = [level for level, look in levels.items() for _ in range(INNER if look["cpu_s"] < SLOW else 1)]
         fits = [
-            {"options": look["options"], "seed": 0, "epochs": look["epochs"], "every": 0}
-            for look in levels.values()
+            {"options": levels[level]["options"], "seed": 0, "epochs": levels[level]["epochs"], "every": 0}
+            for level in order
         ]
         if not fits:
             continue
-        # The first one takes what happens once a process.
-        fits = [{**fits[0], "epochs": 1}, *(fit for fit in fits for _ in range(INNER))]
+        fits = [{**fits[0], "epochs": 1}, *fits]  # the first one takes what happens once a process
         job = {"task": "fit", "model": contender.model, "events": str(train), "repeat": repeat, "fits": fits}
 
         def judge(result: Mapping[str, Any], folder: Path, n: int = len(fits)) -> dict[str, Any]:
@@ -600,13 +601,15 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
             continue
         an_epoch = kept["fits"][1]["cpu_s"] / fits[1]["epochs"]
         once = max(0.0, kept["fits"][0]["cpu_s"] - an_epoch)
-        for place, (level, look) in enumerate(levels.items()):
-            for number in range(INNER * place + 1, INNER * (place + 1) + 1):
-                times.setdefault((contender.key, level), []).append(
-                    {**kept["fits"][number], "once_s": once, "value": kept["values"][number]}
-                )
+        for number, level in enumerate(order, 1):
+            times.setdefault((contender.key, level), []).append(
+                {**kept["fits"][number], "once_s": once, "value": kept["values"][number]}
+            )
+        for level, look in levels.items():
             rows[contender.key, level] |= {"epochs": look["epochs"], "options": look["options"]}
     for key, of in times.items():
+        if min(one["value"] for one in of) < key[1]:
+            continue  # it fell short where it was trained again, so its time is not that of the level
         rows[key] |= {"cpu_s": spread(of), "once_s": spread(of, "once_s"), "value": of[0]["value"]}
     return list(rows.values())
 

@@ -77,7 +77,7 @@ class Plan:
         evaluators: what each calls its task, by library.
         ranking: the libraries that rank a large catalog by a product of factors.
         faults: scripts by library.
-        levels: of NDCG@10 on validation, that training should reach.
+        levels: of NDCG@10 on validation, that training should reach; the last is near a peer's best.
         budget: trials for each contender.
         second: trials of the second grid.
         repeats: processes for every time; in each what is quick is done thrice.
@@ -92,7 +92,7 @@ class Plan:
     evaluators: Mapping[str, str] = field(default_factory=dict)
     ranking: Sequence[str] = ()
     faults: Mapping[str, Path] = field(default_factory=dict)
-    levels: Sequence[float] = (0.1413, 0.1517)
+    levels: Sequence[float] = (0.1413, 0.1517, 0.16)
     budget: int = 8
     second: int = 4
     repeats: int = 2
@@ -114,8 +114,10 @@ _LIBRARIES = {
 
 _L2 = [50.0, 100.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1200.0]
 _NEIGHBORS = [10, 20, 50, 100, 200]
+# What is fitted in a blink may try every setting: a few that are drawn leave the choice to the draw.
+_ALL: dict[str, int] = {"budget": 45}
 _LONG: dict[str, int] = {"epochs": 100, "every": 5, "seeds": 3}
-_ALTERNATING: dict[str, int] = {"epochs": 20, "every": 10, "seeds": 3, "budget": 12}
+_ALTERNATING: dict[str, int] = {"epochs": 20, "every": 10, "seeds": 3, "budget": 36}
 
 QUALITY = [
     Contender(OURS, "Popularity"),
@@ -128,20 +130,26 @@ QUALITY = [
         "ItemKNN",
         {"k": _NEIGHBORS, "shrink": [0.0, 10.0, 50.0], "power": [0.5, 0.8, 1.0]},
         limits={"power": (0.0, 1.0)},
+        **_ALL,
     ),
-    Contender("implicit", "ItemKNN", {"K": [10, 20, 50, 100, 200, 400, 800]}),
-    Contender("LensKit", "ItemKNN", {"max_nbrs": [5, 10, 20, 50, 100, 200, 400]}),
-    Contender("RecBole", "ItemKNN", {"k": _NEIGHBORS, "shrink": [0.0, 10.0, 50.0]}),
-    Contender("Cornac", "ItemKNN", {"k": [20, 50, 100]}),
+    Contender("implicit", "ItemKNN", {"K": [10, 20, 50, 100, 200, 400, 800]}, **_ALL),
+    Contender(
+        "LensKit", "ItemKNN", {"max_nbrs": [5, *_NEIGHBORS, 400], "min_sim": [1e-6, 0.03, 0.1]}, **_ALL
+    ),
+    Contender("RecBole", "ItemKNN", {"k": _NEIGHBORS, "shrink": [0.0, 10.0, 50.0]}, **_ALL),
+    Contender("Cornac", "ItemKNN", {"k": [20, 50, 100]}, **_ALL),
     Contender(
         OURS,
         "UserKNN",
         {"k": _NEIGHBORS, "shrink": [0.0, 10.0, 50.0], "power": [0.5, 0.8, 1.0]},
         limits={"power": (0.0, 1.0)},
+        **_ALL,
     ),
-    Contender("LensKit", "UserKNN", {"max_nbrs": [10, 20, 30, 50, 100, 200, 400]}),
-    Contender("RecBole", "UserKNN", {"k": _NEIGHBORS, "shrink": [0.0, 10.0, 50.0]}),
-    Contender("Cornac", "UserKNN", {"k": [20, 50, 100]}),
+    Contender(
+        "LensKit", "UserKNN", {"max_nbrs": [10, 20, 30, 50, 100, 200], "min_sim": [1e-6, 0.1, 0.2]}, **_ALL
+    ),
+    Contender("RecBole", "UserKNN", {"k": _NEIGHBORS, "shrink": [0.0, 10.0, 50.0]}, **_ALL),
+    Contender("Cornac", "UserKNN", {"k": [20, 50, 100]}, **_ALL),
     Contender(OURS, "EASE", {"l2": _L2}),
     Contender("Cornac", "EASE", {"lamb": _L2}, {"posB": False}),
     Contender("LensKit", "EASE", {"regularization": _L2}),
@@ -192,13 +200,15 @@ QUALITY = [
     Contender(
         OURS,
         "ALS",
-        {"dim": [16, 32, 64], "alpha": [0.1, 0.3, 1.0], "l2": [0.003, 0.01, 0.03]},
+        {"dim": [16, 32, 64], "alpha": [0.1, 0.2, 0.4, 0.8], "l2": [0.005, 0.01, 0.02]},
+        limits={"dim": (1, 128)},
         **_ALTERNATING,
     ),
     Contender(
         "implicit",
         "ALS",
         {"factors": [16, 32, 64], "alpha": [1.0, 5.0, 20.0], "regularization": [1.0, 10.0, 30.0, 100.0]},
+        limits={"factors": (1, 128)},
         **_ALTERNATING,
     ),
     Contender(
@@ -206,9 +216,10 @@ QUALITY = [
         "ALS",
         {
             "embedding_size": [16, 32, 64],
-            "weight": [1.0, 5.0, 20.0, 40.0],
+            "weight": [1.0, 5.0, 20.0],
             "regularization": [1.0, 10.0, 30.0, 100.0],
         },
+        limits={"embedding_size": (1, 128)},
         **_ALTERNATING,
     ),
     Contender(
@@ -267,7 +278,7 @@ RATINGS = [
     Contender(
         OURS,
         "RatingALS",
-        {"dim": [16, 32, 64], "l2": [0.05, 0.1, 0.2], "bias_l2": [1.0, 3.0, 10.0]},
+        {"dim": [4, 8, 16], "l2": [0.6, 1.2, 2.4], "bias_l2": [1.0, 3.0, 10.0]},
         epochs=20,
         seeds=3,
     ),

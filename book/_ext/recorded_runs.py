@@ -376,6 +376,16 @@ def ahead(values: Mapping[str, Any]) -> list[nodes.Node]:
                 f"({mine / theirs:.1f} times)."
             )
 
+    timed = {row["model"] for row in values["served"]}  # those have a table of their own
+    for row in values["quality"]:
+        own = of_ours(values["quality"], row["model"])
+        if row["epochs"] > 1 and row["model"] not in timed and row["library"] != OURS and own:
+            theirs, mine = (sum(one["fit_cpu_s"]) / len(one["fit_cpu_s"]) for one in (row, own))
+            if theirs < mine:
+                found.append(
+                    f"{row['library']}'s {shown(row['model'])} is fitted sooner, each with its own setting: "
+                    f"{amount(theirs)} s, ours {amount(mine)} s ({mine / theirs:.1f} times)."
+                )
     for row in values["epoch_of_bpr"]:
         slower("an epoch of BPR", row, "cpu_s", of_ours(values["epoch_of_bpr"], ""))
     reached = [row for row in values["bpr_to_levels"] if "cpu_s" in row]
@@ -417,6 +427,15 @@ def faults(values: Mapping[str, Any]) -> list[nodes.Node]:
             words += [nodes.literal("", "benchmarks/peers/faults"), nodes.Text(".")]
             found.append(nodes.list_item("", words))
     return [nodes.bullet_list("", *found)] if found else []
+
+
+def took(values: Mapping[str, Any]) -> list[nodes.Node]:
+    """What the run took, on the clock and of processor time."""
+    said = (
+        f"The {values['cells']:,} processes of this run took {duration(values['cpu_seconds'])} of processor "
+        f"time, and {duration(values['clock_seconds'])} on the clock."
+    )
+    return [nodes.paragraph("", said)]
 
 
 def missing(values: Mapping[str, Any]) -> list[nodes.Node]:
@@ -531,7 +550,7 @@ PARTS: dict[str, dict[str, Callable[[Mapping[str, Any]], list[nodes.Node]]]] = {
         part.__name__: part
         for part in (
             quality, settings, ratings, evaluators, epoch, levels, fit, ranking, ahead, faults, missing,
-            versions,
+            took, versions,
         )
     },
     "cross_encoder": {"texts": texts},

@@ -65,6 +65,9 @@ def values():
         "environments": [{"name": "x", "installed": 0, "problem": "<b>no wheel</b>"}],
         "failed": {"tune/X/Y": "it ended without a result"},
         "versions": {"numpy": "1.26.4, 2.4.6"},
+        "cells": 300,
+        "cpu_seconds": 1_800.0,
+        "clock_seconds": 3_000.0,
     }
 
 
@@ -81,6 +84,18 @@ def test_every_line_where_a_peer_is_ahead_is_said_and_no_other(values):
     values["quality"].pop()
     values["epoch_of_bpr"].pop()
     assert "No peer is ahead" in text(ahead(values))
+
+
+def test_a_peer_that_is_fitted_sooner_with_its_own_setting_is_said(values):
+    mine, its = row("ours", 0.15), row("Soon", 0.14)
+    for one, seconds in ((mine, 6.0), (its, 2.0)):
+        one |= {"model": "BPR", "epochs": 20, "fit_cpu_s": [seconds, seconds]}
+    values["quality"] += [mine, its]
+    assert "Soon's BPR is fitted sooner, each with its own setting: 2 s, ours 6 s (3.0 times)." in text(
+        ahead(values)
+    )
+    its["fit_cpu_s"] = [7.0]
+    assert "fitted sooner" not in text(ahead(values))
 
 
 def test_a_quicker_peer_is_told_of_our_other_model_that_is_quicker_still(values):
@@ -108,6 +123,12 @@ def test_a_level_that_was_reached_and_not_timed_is_not_called_never(values):
     values["bpr_to_levels"][-1]["best"] = 0.15
     assert "never" not in text(tables.levels(values))
     assert "not timed" in text(tables.levels(values))
+
+
+def test_what_the_run_took_is_said(values):
+    assert text(tables.took(values)) == (
+        "The 300 processes of this run took 30 min 0 s of processor time, and 50 min 0 s on the clock."
+    )
 
 
 def test_texts_of_a_record_stay_texts(values):

@@ -16,7 +16,7 @@ from benchmarks.peers.harness import Bench
 from benchmarks.peers.plan import FOLDER, OURS, RUNNERS, Contender, Library, Plan, full
 from benchmarks.peers.shape import like_movielens
 from recsys_lib.chapter.runs import code_hash
-from recsys_lib.data import leave_last_out, load_movielens
+from recsys_lib.data import leave_last_out, load_movielens, random_split
 from recsys_lib.evaluation import evaluate
 from recsys_lib.models import Popularity
 
@@ -258,6 +258,16 @@ def test_the_smoke_runs_every_stage_with_the_book_s_own_library(tmp_path):
     assert values["served"][0]["fit_and_lists_cpu_s"]["median"] > 0
     assert "EASE" in table(values)
     json.dumps(values, allow_nan=False)
+
+
+def test_ratings_that_go_on_are_tuned_no_further(tmp_path):
+    from benchmarks.peers.plan import smoke
+
+    split = random_split(tiny(), (0.7, 0.1, 0.2), seed=0)
+    bench = Bench(smoke(), tmp_path)
+    first = measure.ratings(bench, split)
+    assert first[0]["trials"] == 3  # two, and one beyond the end
+    assert measure.ratings(bench, split) == first
 
 
 def test_the_plan_names_what_is_there():

@@ -73,19 +73,11 @@ def popularity(prepared, seed, look, epochs, every):
     return fitted(prepared, cornac.models.MostPop())
 
 
-def bpr(prepared, seed, look, epochs, every, **options):
-    """It goes on from the vectors that it has where it is fitted again."""
-    step = every or epochs
-    model = cornac.models.BPR(verbose=False, seed=seed, max_iter=step, **options)
-    for epoch in range(step, epochs + 1, step):
-        found = fitted(prepared, model)
-        if every:
-            look(epoch, found.scores)
-    return found
-
-
 def in_epochs(make, name, **always):
-    """A model whose number of epochs is an option: each look is a training of its own, from the start."""
+    """A model whose number of epochs is an option: each look is a training of its own, from the start.
+
+    BPR could go on from the vectors that it has, but draws the same pairs again each time.
+    """
 
     def fit(prepared, seed, look, epochs, every, **options):
         for n in range(every, epochs, every) if every else ():
@@ -106,7 +98,7 @@ if __name__ == "__main__":
         "ItemKNN": plain(cornac.models.ItemKNN, True),
         "UserKNN": plain(cornac.models.UserKNN, True),
         "EASE": plain(cornac.models.EASE, True),
-        "BPR": bpr,
+        "BPR": in_epochs(cornac.models.BPR, "max_iter"),
         "MultVAE": in_epochs(cornac.models.VAECF, "n_epochs"),
         "MF": in_epochs(cornac.models.MF, "max_iter"),
     }
