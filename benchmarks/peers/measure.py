@@ -23,6 +23,7 @@ K = 10
 METRICS = ("ndcg", "recall", "mrr")
 INNER = 3  # repetitions in a process, of what is quick
 SLOW = 2.0  # seconds of a training from which on it is not quick
+LONG = 60.0  # seconds of a process that serves from which on it is not repeated
 
 
 class Matrix:
@@ -618,12 +619,13 @@ def served(bench: Bench, data: Mapping[str, Interactions]) -> list[dict[str, Any
     """Seconds and memory of fitting, and of fitting and everyone's list, each library in turn."""
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     own: dict[tuple[str, int], bool] = {}
+    long: set[tuple[str, int]] = set()
     for name, events in data.items():
         file = write_events(bench.folder / f"served_{name}.npz", events)
         repeats = bench.plan.repeats if len(events) < 200_000 else min(3, bench.plan.repeats)
         for repeat in range(repeats):
             for number, (library, model, options) in enumerate(bench.plan.served):
-                if library not in bench.plan.libraries:
+                if library not in bench.plan.libraries or (name, number) in long:
                     continue
                 fit = {"options": dict(options), "seed": 0}
                 job = {
@@ -656,6 +658,8 @@ def served(bench: Bench, data: Mapping[str, Interactions]) -> list[dict[str, Any
                     [file],
                 )
                 if kept is not None:
+                    if kept["process"]["cpu_s"] > LONG:
+                        long.add((name, number))
                     own[name, number] = kept["own_lists"]
                     found.setdefault((name, number), []).extend(
                         {
