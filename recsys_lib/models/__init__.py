@@ -17,12 +17,14 @@ from recsys_lib.models.cross_encoder import CrossEncoder
 from recsys_lib.models.ctr import ClickModel
 from recsys_lib.models.denoising import SequenceDenoiser
 from recsys_lib.models.din import DIN
+from recsys_lib.models.distilled import DistilledTwoTower
 from recsys_lib.models.ease import EASE
 from recsys_lib.models.factorization import BPR, MatrixFactorization
 from recsys_lib.models.history_head import HistoryHead
 from recsys_lib.models.item_feature_ridge import ItemFeatureRidge
 from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
+from recsys_lib.models.matryoshka import MatryoshkaTwoTower
 from recsys_lib.models.objectives import ObjectiveMF
 from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
@@ -49,6 +51,7 @@ __all__ = [
     "ContrastiveSASRec",
     "CrossAttentionRecommender",
     "CrossEncoder",
+    "DistilledTwoTower",
     "HistoryHead",
     "HistoryReader",
     "ItemFeatureRidge",
@@ -56,6 +59,7 @@ __all__ = [
     "LinearListwise",
     "MarkovChain",
     "MatrixFactorization",
+    "MatryoshkaTwoTower",
     "MultDAE",
     "MultVAE",
     "NotFittedError",

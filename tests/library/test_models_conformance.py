@@ -46,6 +46,7 @@ from recsys_lib.models import (
     ContrastiveSASRec,
     CrossAttentionRecommender,
     CrossEncoder,
+    DistilledTwoTower,
     HistoryHead,
     HistoryReader,
     ItemFeatureRidge,
@@ -53,6 +54,7 @@ from recsys_lib.models import (
     LinearListwise,
     MarkovChain,
     MatrixFactorization,
+    MatryoshkaTwoTower,
     MultDAE,
     MultVAE,
     NotFittedError,
@@ -121,9 +123,9 @@ def words(texts: list[str]) -> torch.Tensor:
     return term_counts(texts)[0].to_dense()
 
 
-def two_tower(**options: Any) -> TwoTower:
+def two_tower(cls: type[TwoTower] = TwoTower, **options: Any) -> TwoTower:
     """One that learns a small problem within a second."""
-    return TwoTower(**{"dim": 8, "epochs": 20, "batch_size": 64, "temperature": 1.0} | options)
+    return cls(**{"dim": 8, "epochs": 20, "batch_size": 64, "temperature": 1.0} | options)
 
 
 class Words:
@@ -503,6 +505,18 @@ CASES = {
     "StackedNetwork": Case(
         lambda texts: StackedNetwork([EASE(l2=5.0), ItemKNN()], penalty=0.01),
         lambda texts: StackedNetwork([EASE(recency=0.5), MarkovChain()], penalty=0.01),
+        cold="same",
+        pairs=True,
+    ),
+    "DistilledTwoTower": Case(
+        lambda texts: two_tower(DistilledTwoTower),
+        lambda texts: DistilledTwoTower(epochs=3),
+        cold="same",
+        pairs=True,
+    ),
+    "MatryoshkaTwoTower": Case(
+        lambda texts: two_tower(MatryoshkaTwoTower, smallest=2),
+        lambda texts: MatryoshkaTwoTower(epochs=3),
         cold="same",
         pairs=True,
     ),
