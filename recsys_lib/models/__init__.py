@@ -25,6 +25,7 @@ from recsys_lib.models.item_feature_ridge import ItemFeatureRidge
 from recsys_lib.models.knn import ItemKNN, UserKNN
 from recsys_lib.models.markov import MarkovChain
 from recsys_lib.models.matryoshka import MatryoshkaTwoTower
+from recsys_lib.models.multimodal import MultimodalRecommender
 from recsys_lib.models.objectives import ObjectiveMF
 from recsys_lib.models.pair_features import LinearListwise, PairNetwork
 from recsys_lib.models.popularity import Popularity
@@ -62,6 +63,7 @@ __all__ = [
     "MatryoshkaTwoTower",
     "MultDAE",
     "MultVAE",
+    "MultimodalRecommender",
     "NotFittedError",
     "ObjectiveMF",
     "PairNetwork",

@@ -56,6 +56,7 @@ from recsys_lib.models import (
     MatrixFactorization,
     MatryoshkaTwoTower,
     MultDAE,
+    MultimodalRecommender,
     MultVAE,
     NotFittedError,
     ObjectiveMF,
@@ -128,6 +129,15 @@ def two_tower(cls: type[TwoTower] = TwoTower, **options: Any) -> TwoTower:
     return cls(**{"dim": 8, "epochs": 20, "batch_size": 64, "temperature": 1.0} | options)
 
 
+def multimodal(texts: list[str], fusion: str, **options: Any) -> MultimodalRecommender:
+    """One of numbers and words, and of a third modality that every other item lacks."""
+    short = features(texts)
+    short[1::2] = torch.nan
+    given = {"id": None, "text": words(texts), "length": short}
+    small = {"dim": 16, "batch_size": 64, "modality_dropout": 0.2, "epochs": 20}
+    return MultimodalRecommender(given, fusion=fusion, **(small | options))
+
+
 class Words:
     """Which of the texts' words a text has."""
 
@@ -182,6 +192,23 @@ def cross_encoder(texts: list[str], **options: Any) -> CrossEncoder:
 
 
 CASES = {
+    "MultimodalRecommender": Case(
+        lambda texts: MultimodalRecommender(dim=16, batch_size=64),
+        lambda texts: MultimodalRecommender(epochs=5, batch_size=1024),
+        binary=True,
+        cold="same",
+        pairs=True,
+    ),
+    **{
+        f"Multimodal_{fusion}": Case(
+            lambda texts, fusion=fusion: multimodal(texts, fusion),
+            lambda texts, fusion=fusion: multimodal(texts, fusion, epochs=3, batch_size=1024),
+            binary=True,
+            cold="same",
+            pairs=True,
+        )
+        for fusion in ("late", "early", "gated", "cross_attention")
+    },
     "Popularity": Case(lambda texts: Popularity(), personal=False, binary=True, cold="same"),
     "Popularity60": Case(lambda texts: Popularity(window_days=60), personal=False, binary=True, cold="same"),
     "ItemKNN": Case(lambda texts: ItemKNN(), binary=True, cold="zero"),
@@ -992,8 +1019,9 @@ def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
         ALS, DIN, EASE, AttentionScore, BERT4Rec, Blend, CollectiveEASE, ContrastiveSASRec,
         CrossAttentionRecommender, CrossEncoder, HistoryHead, ItemFeatureRidge, ItemKNN, LinearListwise,
-        MarkovChain, MultDAE, MultVAE, PairNetwork, Pipeline, SASRec, SequenceDenoiser, StackedLinear,
-        StackedNetwork, TextProfile, TfidfContent, TwoTower, UserAsText
+        MarkovChain, MultDAE, MultVAE, MultimodalRecommender, PairNetwork, Pipeline,
+        SASRec, SequenceDenoiser, StackedLinear, StackedNetwork, TextProfile, TfidfContent, TwoTower,
+        UserAsText
     }  # fmt: skip
 
 
