@@ -126,12 +126,16 @@ class CrossFusion(nn.Module):
         _zero(self.cross.attention.output)
 
     def weights(self, users: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
-        """Who looks at what: users (B, d) at (N, M, d), (N, M): (B, H, N, M)."""
+        """Who looks at what, users (B, d) at tokens (N, M, d) that are present, (N, M): (M, H, B, N).
+
+        The modalities come first: a softmax over the few numbers at the end of a row would take most of the
+        time of training.
+        """
         attention, heads = self.cross.attention, (self.cross.attention.n_heads, -1)
         q = attention.query(self.cross.norm(users)).unflatten(-1, heads)  # (B, H, d/H)
         k = attention.key(self.cross.context_norm(tokens + self.kind)).unflatten(-1, heads)  # (N, M, H, d/H)
-        scores = torch.einsum("bhd,nmhd->bhnm", q, k) / q.shape[-1] ** 0.5  # (B, H, N, M)
-        return _softmax(scores, present)  # (B, H, N, M)
+        scores = torch.einsum("bhd,nmhd->mhbn", q / q.shape[-1] ** 0.5, k)  # (M, H, B, N)
+        return _softmax(scores, present.mT[:, None, None], dim=0)  # (M, H, B, N)
 
     def forward(self, users: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
         """As ``LateFusion``: (B, M, d), (N, M, d), (N, M) to (B, N)."""
@@ -139,8 +143,8 @@ class CrossFusion(nn.Module):
         attention, heads = self.cross.attention, (self.cross.attention.n_heads, -1)
         values = attention.value(self.cross.context_norm(tokens + self.kind)).unflatten(-1, heads)
         asked = (items @ attention.output.weight).unflatten(-1, heads)  # (N, H, d/H)
-        worth = torch.einsum("nhd,nmhd->hnm", asked, values)  # (H, N, M) of a token, if it is looked at
-        found = (self.weights(users, tokens, present) * worth).sum(dim=(1, 3))  # (B, N)
+        worth = torch.einsum("nhd,nmhd->mhn", asked, values)  # (M, H, N) of a token, if it is looked at
+        found = (self.weights(users, tokens, present) * worth[:, :, None]).sum(dim=(0, 1))  # (B, N)
         return users @ items.mT + found + items @ attention.output.bias  # (B, N)
 
 
@@ -167,8 +171,9 @@ class MultimodalRecommender(TrainedRecommender[DistinctEvents], RecencyWeighted)
     a fitted model makes of items that lack one; nothing is filled in unasked.
 
     **Learning.** An event's item against all items that have events (``losses.softmax_loss``), with the rest
-    of its user's items as the history. An item without events is no negative: it would learn that its kind
-    is not wanted. A step reads the whole catalog, so that catalogs of some thousand items are what it is for.
+    of its user's items as the history. These are no negatives: the model would learn that nobody wants what
+    looks like the history. Nor are items without events: their kind would seem unwanted. A step reads the
+    whole catalog, so that catalogs of some thousand items are what it is for.
 
     People of whom nothing is known get the logarithm of each item's share of the events as scores.
 
@@ -317,7 +322,11 @@ class MultimodalRecommender(TrainedRecommender[DistinctEvents], RecencyWeighted)
             people = self.people_side(self._shown(generator), crow, items, weights)  # (B, M, d)
             shown = self._shown(generator)  # (n_items, M)
             tokens = self.items_side(shown)[self.known]  # (K, M, d)
-            loss = softmax_loss(self.fuse(people, tokens, shown[self.known]), column[own])  # ()
+            scores = self.fuse(people, tokens, shown[self.known])  # (B, K)
+            others = torch.zeros_like(scores, dtype=torch.bool)  # (B, K)
+            others[row, column[items]] = True
+            others[torch.arange(len(own), device=own.device), column[own]] = False
+            loss = softmax_loss(scores.masked_fill(others, -torch.inf), column[own])  # ()
             lengths = people.square().sum(dim=(1, 2)).mean() + tokens.square().sum(dim=(1, 2)).mean()  # ()
             yield loss + self.l2 * lengths, len(batch)
 
@@ -380,7 +389,8 @@ class MultimodalRecommender(TrainedRecommender[DistinctEvents], RecencyWeighted)
         place, _ = take_rows(self.history_crow, users)  # (E,)
         crow = offsets(self.history_crow.diff()[users])  # (B + 1,)
         people = self.people_side(self.there, crow, self.history_items[place], self.history_weights[place])
-        return self.fuse.weights(people.sum(dim=1), self.items_side(self.there), self.there)
+        looks = self.fuse.weights(people.sum(dim=1), self.items_side(self.there), self.there)  # (M, H, B, N)
+        return looks.permute(2, 1, 3, 0)  # (B, H, n_items, M)
 
     def without(self, *names: str, items: Tensor | None = None) -> Self:
         """A copy that lacks modalities of some items, of the candidates and of the histories alike.
@@ -516,10 +526,12 @@ def _check_mask(mask: Tensor, n_items: int, name: str) -> None:
         raise ValueError(f"{name} must be ({n_items},) bool, got {tuple(mask.shape)} {mask.dtype}")
 
 
-def _softmax(logits: Tensor, present: Tensor) -> Tensor:
+def _softmax(logits: Tensor, present: Tensor, dim: int = -1) -> Tensor:
     """A softmax over what is present; zero elsewhere, and everywhere where nothing is."""
+    if bool(present.all()):
+        return logits.softmax(dim)
     # Not minus infinity: where nothing is present, its gradient would be no number.
-    shares = logits.masked_fill(~present, torch.finfo(logits.dtype).min).softmax(dim=-1)
+    shares = logits.masked_fill(~present, torch.finfo(logits.dtype).min).softmax(dim)
     return shares.masked_fill(~present, 0.0)
 
 

@@ -133,7 +133,8 @@ def test_cross_fusion_is_the_cross_attention_of_every_pair():
     by_hand = (found * tokens.sum(dim=1)).sum(dim=-1)  # (B, N)
     torch.testing.assert_close(fusion(users, tokens, present), by_hand, rtol=1e-4, atol=1e-4)
     looks = fusion.cross.weights(x[:, None, None], context[None], present[None, :, None])  # (B, N, H, 1, M)
-    torch.testing.assert_close(fusion.weights(x, tokens, present), looks[..., 0, :].transpose(1, 2))
+    found = fusion.weights(x, tokens, present).permute(2, 3, 1, 0)  # (B, N, H, M)
+    torch.testing.assert_close(found, looks[..., 0, :])
 
 
 def test_an_item_with_nothing_has_finite_gradients():
