@@ -365,8 +365,10 @@ def test_one_subgroup_has_one_meaning_and_one_group_related_ones() -> None:
 
 
 def test_a_subgroup_of_the_same_name_elsewhere_is_another() -> None:
-    items = pd.DataFrame({"group": ["food", "travel"], "subgroup": ["other", "other"]})
-    assert not torch.equal(*meanings(items, 4))
+    groups, subgroups = ["food", "travel", "food", "travel"], ["other", "other", "sky", "sky"]
+    vectors = meanings(pd.DataFrame({"group": groups, "subgroup": subgroups}), 4)
+    # Were a subgroup's direction that of its name alone, both differences would be that of the groups.
+    assert not torch.allclose(vectors[0] - vectors[1], vectors[2] - vectors[3], atol=1e-3)
 
 
 def test_meanings_are_those_of_the_seed() -> None:
