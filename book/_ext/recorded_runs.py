@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 OURS = "ours"
 _MINUS = "\N{MINUS SIGN}"
+_UNSURE = 0.5  # the standard error of an exponent from which on it says nothing
 _MODELS = {
     "Popularity": "popularity",
     "ItemKNN": "item-kNN",
@@ -511,7 +512,9 @@ def growth(values: Mapping[str, Any]) -> list[nodes.Node]:
             shown(row["model"]),
             row["against"],
             *(
-                f"{row[of]['value']:.2f} ± {row[of]['error']:.2f}" if row.get(of) else ""
+                f"{row[of]['value']:.2f} ± {row[of]['error']:.2f}".replace("-", _MINUS)
+                if row.get(of) and row[of]["error"] <= _UNSURE
+                else ""
                 for of in ("time", "memory")
             ),
             f"{row['least']:,} to {row['most']:,}",
@@ -522,7 +525,8 @@ def growth(values: Mapping[str, Any]) -> list[nodes.Node]:
         ["Model", "Against", "Exponent of time", "Of memory", "From and to"],
         rows,
         "How fitting grows: the exponent of a power law fitted to the upper half of the sizes, and its "
-        "standard error. 1 is in proportion, 2 is with the square.",
+        "standard error. 1 is in proportion, 2 is with the square. A gap: too few sizes, or an exponent too "
+        "unsure to be worth a number.",
     )
     largest = [
         [

@@ -125,6 +125,14 @@ def test_a_level_that_was_reached_and_not_timed_is_not_called_never(values):
     assert "not timed" in text(tables.levels(values))
 
 
+def test_an_exponent_that_is_too_unsure_is_not_shown():
+    law = {"model": "EASE", "against": "items", "least": 10, "most": 40}
+    law |= {"time": {"value": -0.2, "error": 0.1}, "memory": {"value": 5.58, "error": 3.01}}
+    said = text(tables.growth({"exponents": [law], "largest": []}))
+    assert "\N{MINUS SIGN}0.20 ± 0.10" in said
+    assert "5.58" not in said
+
+
 def test_what_the_run_took_is_said(values):
     assert text(tables.took(values)) == (
         "The 300 processes of this run took 30 min 0 s of processor time, and 50 min 0 s on the clock."
