@@ -24,9 +24,9 @@ from recsys_lib.text import StaticEncoder, TextEncoder
 __all__ = ["made_up_items", "main"]
 
 _WORDS = """
-    red blue small large warm cold light heavy old new cotton wool steel glass wooden paper kitchen garden summer
-    winter morning evening travel office music running dress chair table lamp book cup knife shirt shoes jacket
-    bag watch phone camera bottle blanket pillow mirror basket
+    red blue small large warm cold light heavy old new cotton wool steel glass wooden paper kitchen
+    garden summer winter morning evening travel office music running dress chair table lamp book cup
+    knife shirt shoes jacket bag watch phone camera bottle blanket pillow mirror basket
 """.split()  # noqa: SIM905 - a list of words is easier to read as words
 
 

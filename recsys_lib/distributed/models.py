@@ -123,14 +123,13 @@ class InShares(TrainedRecommender[Any]):
             )
 
         def losses(epoch: int, done: int) -> Iterator[tuple[Tensor, int]]:
-            orders = {s: _shuffled(len(x), self.seed, epoch, s) for s, x in own.items()}  # (n,) each
+            tables = [x[_shuffled(len(x), self.seed, epoch, share)] for share, x in own.items()]
             for step in range(done, n_steps):
                 number = (epoch - 1) * n_steps + step
                 if self._killed == (rank, number):
                     os.kill(os.getpid(), signal.SIGKILL)
                 _seed_all(self.seed, number, rank)
-                at = slice(step * self.batch_size, (step + 1) * self.batch_size)
-                batch = [x[orders[share][at]] for share, x in own.items()]
+                batch = [table.slice(step * self.batch_size, self.batch_size) for table in tables]
                 loss, n = self.loss_of(batch, examples, generator)
                 total = joined_sum(n, self.device)
                 joined = joined_sum(float(loss.detach()) * n, self.device) / total

@@ -123,16 +123,16 @@ def test_dropout_is_the_same_after_a_resumption(tmp_path):
     events, options = program.made_up(), {"shares": 2, "batch_size": 8, "epochs": 2, "dropout": 0.3}
     whole = SASRecInShares(**options).fit(events, device="cpu", progress=False)
 
-    class Died(Exception):
+    class DiedError(Exception):
         pass
 
     class Dies(SASRecInShares):
         def loss_of(self, *arguments):
             if len(self.curve) == 13:
-                raise Died
+                raise DiedError
             return super().loss_of(*arguments)
 
-    with pytest.raises(Died):
+    with pytest.raises(DiedError):
         Dies(**options).kept_in(tmp_path, every=5).fit(events, device="cpu", progress=False)
     again = Dies(**options).kept_in(tmp_path, every=5).fit(events, device="cpu", progress=False)
     assert min(again.curve) == 10

@@ -128,9 +128,9 @@ def test_without_a_teacher_it_is_plain_training(events, teacher):
 
 
 def test_teachers_that_do_not_fit_are_refused(events, teacher):
+    frame = pd.DataFrame([(0, 0, 0), (0, 1, 1)], columns=["user_id", "item_id", "timestamp"])
+    other = Interactions.from_frame(frame, timestamp="timestamp", item_ids=range(31))
     with pytest.raises(ValueError, match="the teacher knows 30 items, and the events are of 31"):
-        frame = pd.DataFrame([(0, 0, 0), (0, 1, 1)], columns=["user_id", "item_id", "timestamp"])
-        other = Interactions.from_frame(frame, timestamp="timestamp", item_ids=range(31))
         fit(DistilledTwoTower, other, teacher=teacher)
     with pytest.raises(ValueError, match="both read histories"):
         fit(DistilledTwoTower, events, teacher=teacher, user_tower="id")
