@@ -8,12 +8,15 @@ done; a worker that dies leaves no trace of the shard under its hands, and whoev
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, Features, Sequence, Value
 from torch import Tensor
 
 from recsys_lib.files import write_whole
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["embed_catalog", "missing_shards", "shard_name"]
 
@@ -41,7 +44,7 @@ def missing_shards(folder: Path, n_shards: int) -> list[int]:
 
 
 def embed_catalog(
-    items: Dataset,
+    items: "Dataset",
     encode: Callable[[list[str]], Tensor],
     folder: str | Path,
     *,
@@ -76,6 +79,8 @@ def embed_catalog(
         raise ValueError(f"worker {rank} is not one of {world}, which are counted from 0")
     if not 1 <= n_shards <= len(items):
         raise ValueError(f"{len(items)} items cannot be cut into {n_shards} shards")
+    from datasets import Features, Sequence, Value
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

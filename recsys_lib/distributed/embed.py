@@ -13,13 +13,16 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
 
 from recsys_lib.distributed.catalog import embed_catalog
 from recsys_lib.text import StaticEncoder, TextEncoder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["made_up_items", "main"]
 
@@ -30,8 +33,10 @@ _WORDS = """
 """.split()  # noqa: SIM905 - a list of words is easier to read as words
 
 
-def made_up_items(n: int, seed: int = 0) -> Dataset:
+def made_up_items(n: int, seed: int = 0) -> "Dataset":
     """A catalog of n items, an ``item`` number and a ``text`` of twelve words drawn by Zipf's law each."""
+    from datasets import Dataset
+
     chance = 1 / np.arange(1, len(_WORDS) + 1)
     rows = np.random.default_rng(seed).choice(len(_WORDS), size=(n, 12), p=chance / chance.sum())
     words = np.array(_WORDS)
@@ -54,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         "--kill", type=int, nargs=2, metavar=("RANK", "SHARDS"), help="rehearse: it dies after so many shards"
     )
     arguments = parser.parse_args(argv)
+    from datasets import Dataset, disable_progress_bars
+
     torch.set_num_threads(1)
     disable_progress_bars()
     # Workers do not talk: the shared folder is all that they have in common.

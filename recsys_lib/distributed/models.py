@@ -12,13 +12,11 @@ import signal
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
-from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
 from recsys_lib.data import Interactions
@@ -31,6 +29,9 @@ from recsys_lib.models.core.trained import TrainedRecommender
 from recsys_lib.models.core.windows import kept_histories, rows_of
 from recsys_lib.models.two_tower import UserItemPairs
 from recsys_lib.training import Checkpoints, Steps, Validation, train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["InShares", "SASRecInShares", "TwoTowerInShares"]
 
@@ -94,7 +95,7 @@ class InShares(TrainedRecommender[Any]):
         return self
 
     @abstractmethod
-    def rows(self, examples: Any) -> Dataset:
+    def rows(self, examples: Any) -> "Dataset":
         """What is learned from, a row an example; ``history`` is a list of items in each."""
 
     @abstractmethod
@@ -111,6 +112,8 @@ class InShares(TrainedRecommender[Any]):
             raise ValueError(
                 f"shares={self.shares} cannot be dealt evenly to {world} processes; take a multiple"
             )
+        from datasets.distributed import split_dataset_by_node
+
         data = self.rows(examples).with_format("arrow")
         own = {
             share: split_dataset_by_node(data, rank=share, world_size=self.shares)
@@ -187,7 +190,7 @@ class TwoTowerInShares(InShares, TwoTower):
             if getattr(self, name) != value:
                 raise ValueError(f"{type(self).__name__} learns with {name}={value!r} alone")
 
-    def rows(self, examples: UserItemPairs) -> Dataset:
+    def rows(self, examples: UserItemPairs) -> "Dataset":
         """An example a row: the item, and the items before it that are read."""
         lengths = examples.lengths.clamp(max=self._max_length).cpu()  # (N,)
         starts = (examples.starts + examples.lengths).cpu() - lengths  # (N,)
@@ -233,7 +236,7 @@ class SASRecInShares(InShares, SASRec):
 
     batch_size: int = option("histories of each share in a step", default=32, at_least=1)
 
-    def rows(self, examples: Interactions) -> Dataset:
+    def rows(self, examples: Interactions) -> "Dataset":
         """A history a row."""
         crow, items = kept_histories(examples, self.seed)  # (n_users + 1,), (E,)
         lengths = crow.diff()  # (n_users,)
@@ -252,8 +255,10 @@ class SASRecInShares(InShares, SASRec):
         return self.objective(hidden, targets, generator), len(targets)
 
 
-def _lists(crow: Tensor, values: Tensor, columns: dict[str, Any]) -> Dataset:
+def _lists(crow: Tensor, values: Tensor, columns: dict[str, Any]) -> "Dataset":
     """A table whose ``history`` are the lists that offsets (N + 1,) cut values (E,) into."""
+    from datasets import Dataset
+
     history = pa.LargeListArray.from_arrays(pa.array(crow.numpy()), pa.array(values.numpy().astype(np.int32)))
     return Dataset(pa.table({"history": history, **{name: pa.array(x) for name, x in columns.items()}}))
 

@@ -62,8 +62,8 @@ def small_edition(path, n_users=280, n_items=700, seed=5):
         "10_pretraining",
         "11_objectives",
         "13_feedback_loop",
-        "15_trust",
         "14_beyond_one_machine",
+        "15_trust",
     ],
 )
 def test_a_chapter_runs_on_other_data_with_another_seed(chapter, tmp_path):
