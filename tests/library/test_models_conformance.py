@@ -1022,9 +1022,9 @@ def test_models_that_read_histories_are_known():
     assert {type(CASES[name].make(TEXTS)) for name in READERS} == {
         ALS, DIN, EASE, AttentionScore, BERT4Rec, Blend, CollectiveEASE, ContrastiveSASRec,
         CrossAttentionRecommender, CrossEncoder, DistilledTwoTower, HistoryHead, ItemFeatureRidge, ItemKNN,
-        LinearListwise, MarkovChain, MatryoshkaTwoTower, MultDAE, MultVAE, MultimodalRecommender, PairNetwork, Pipeline,
-        SASRec, SequenceDenoiser, StackedLinear, StackedNetwork, TextProfile, TfidfContent, TwoTower,
-        UserAsText
+        LinearListwise, MarkovChain, MatryoshkaTwoTower, MultDAE, MultVAE, MultimodalRecommender,
+        PairNetwork, Pipeline, SASRec, SequenceDenoiser, StackedLinear, StackedNetwork, TextProfile,
+        TfidfContent, TwoTower, UserAsText
     }  # fmt: skip
 
 
