@@ -75,6 +75,8 @@ def embed_catalog(
     Raises:
         ValueError: fewer items than shards, a worker that is not one of them, or a folder with another cut.
     """
+    from datasets import Features, Sequence, Value
+
     if not 0 <= rank < world:
         raise ValueError(f"worker {rank} is not one of {world}, which are counted from 0")
     if not 1 <= n_shards <= len(items):

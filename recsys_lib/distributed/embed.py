@@ -45,6 +45,8 @@ def made_up_items(n: int, seed: int = 0) -> "Dataset":
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
+    from datasets import Dataset, disable_progress_bars
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -107,6 +107,8 @@ class InShares(TrainedRecommender[Any]):
     def _train(
         self, examples: Any, generator: torch.Generator, look: Validation | None, progress: bool
     ) -> None:
+        from datasets.distributed import split_dataset_by_node
+
         rank, world = place()
         if self.shares % world:
             raise ValueError(
