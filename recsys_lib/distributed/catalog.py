@@ -81,7 +81,6 @@ def embed_catalog(
         raise ValueError(f"worker {rank} is not one of {world}, which are counted from 0")
     if not 1 <= n_shards <= len(items):
         raise ValueError(f"{len(items)} items cannot be cut into {n_shards} shards")
-    from datasets import Features, Sequence, Value
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

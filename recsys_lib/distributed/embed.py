@@ -61,7 +61,6 @@ def main(argv: list[str] | None = None) -> None:
         "--kill", type=int, nargs=2, metavar=("RANK", "SHARDS"), help="rehearse: it dies after so many shards"
     )
     arguments = parser.parse_args(argv)
-    from datasets import Dataset, disable_progress_bars
 
     torch.set_num_threads(1)
     disable_progress_bars()

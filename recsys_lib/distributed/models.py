@@ -114,7 +114,6 @@ class InShares(TrainedRecommender[Any]):
             raise ValueError(
                 f"shares={self.shares} cannot be dealt evenly to {world} processes; take a multiple"
             )
-        from datasets.distributed import split_dataset_by_node
 
         data = self.rows(examples).with_format("arrow")
         own = {
