@@ -4,14 +4,15 @@ import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import once_differentiable
 
 from recsys_lib.large_batches import n_processes
 
-__all__ = ["everyones", "joined_sum", "place", "processes"]
+__all__ = ["Gathered", "everyones", "joined_sum", "place", "processes"]
 
 
 @contextmanager
@@ -53,12 +54,31 @@ def place() -> tuple[int, int]:
     return (distributed.get_rank() if world > 1 else 0), world
 
 
+class Gathered(torch.autograd.Function):
+    """The rows of all processes; going back, the sum of what all processes want of this one's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        """Takes (b, ...), of one shape on all processes; gives (W b, ...)."""
+        rooms = [torch.empty_like(own) for _ in range(n_processes())]
+        distributed.all_gather(rooms, own.contiguous())
+        return torch.cat(rooms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Takes (W b, ...) of this process's loss; gives (b, ...) of the sum of all losses."""
+        total = grad.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total.chunk(n_processes())[distributed.get_rank()]
+
+
 def everyones(own: Tensor) -> Tensor:
     """The rows of all processes, one process after another, with their gradients.
 
-    ``torch.distributed.nn.functional.all_gather``: going back, a process gets for its rows the sum of the
-    gradients from all. So where each process takes the mean loss of its own rows against everyone's, the mean
-    of the processes' gradients is the gradient of the joined batch.
+    Going back, a process gets for its rows the sum of the gradients from all. So where each process takes
+    the mean loss of its own rows against everyone's, the mean of the processes' gradients is the gradient of
+    the joined batch.
 
     Unlike ``large_batches.in_shares``, each process brings rows of its own, and compares these alone with
     everyone's: of W processes each holds 1 / W of the scores, not all of them.
@@ -69,13 +89,7 @@ def everyones(own: Tensor) -> Tensor:
     Returns:
         (W b, ...)
     """
-    if n_processes() == 1:
-        return own
-    if own.requires_grad:
-        return torch.cat(all_gather(own))
-    rooms = [torch.empty_like(own) for _ in range(n_processes())]
-    distributed.all_gather(rooms, own.contiguous())
-    return torch.cat(rooms)
+    return own if n_processes() == 1 else Gathered.apply(own)
 
 
 def joined_sum(value: float, device: torch.device) -> float:

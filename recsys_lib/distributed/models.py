@@ -132,7 +132,7 @@ class InShares(TrainedRecommender[Any]):
                 number = (epoch - 1) * n_steps + step
                 if self._killed == (rank, number):
                     os.kill(os.getpid(), signal.SIGKILL)
-                _seed_all(self.seed, number, rank)
+                _seed_dropout(self.device, self.seed, number, rank)
                 batch = [table.slice(step * self.batch_size, self.batch_size) for table in tables]
                 loss, n = self.loss_of(batch, examples, generator)
                 total = joined_sum(n, self.device)
@@ -203,27 +203,28 @@ class TwoTowerInShares(InShares, TwoTower):
         self, rows: Sequence[pa.Table], examples: UserItemPairs, generator: torch.Generator
     ) -> tuple[Tensor, int]:
         """Of the joined batch's rows those of this process, against its columns or everyone's."""
-        groups = [pa.concat_tables(rows)] if self.gather else rows
-        found = [self._loss_of(table, examples) for table in groups]
-        return torch.stack(found).mean(), sum(map(len, rows))
-
-    def _loss_of(self, table: pa.Table, examples: UserItemPairs) -> Tensor:
+        table = pa.concat_tables(rows)
         history, lengths = _history(table, self.device)  # (E,), (b,)
         items = _column(table, "item", self.device)  # (b,)
         vectors = self.scaled(self.user(history, offsets(lengths)[:-1], lengths))  # (b, d)
-        columns, first = self.scaled(self.item(items)), 0  # (b, d)
-        ids = items  # (b,)
+        columns = self.scaled(self.item(items))  # (b, d)
         if self.gather:
-            columns, ids, first = (
-                everyones(columns),
-                everyones(items),
-                place()[0] * len(items),
-            )  # (C, d), (C,)
+            first = place()[0] * len(items)
+            loss = self._held_against(vectors, everyones(columns), everyones(items), first, examples)
+            return loss, len(items)
+        shares = zip(*(x.split([len(part) for part in rows]) for x in (vectors, columns, items)), strict=True)
+        found = [self._held_against(u, v, ids, 0, examples) for u, v, ids in shares]
+        return torch.stack(found).mean(), len(items)
+
+    def _held_against(
+        self, vectors: Tensor, columns: Tensor, ids: Tensor, first: int, examples: UserItemPairs
+    ) -> Tensor:
+        """The loss () of rows (b, d), whose own columns of (C, d) begin at ``first``."""
         return in_batch_softmax_loss(
             vectors @ columns.mT / self.temperature,  # (b, C)
             None if self.masked == "nothing" else ids,
             None if self.log_q == "none" else examples.log_q[ids],
-            targets=first + torch.arange(len(items), device=items.device),  # (b,)
+            targets=first + torch.arange(len(vectors), device=vectors.device),  # (b,)
             correct_positive=self.log_q == "all",
         )
 
@@ -281,6 +282,10 @@ def _shuffled(n: int, *seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(n).tolist()
 
 
-def _seed_all(*seed: int) -> None:
-    """Settles what is drawn from torch's global state: dropout."""
-    torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+def _seed_dropout(device: torch.device, *seed: int) -> None:
+    """Settles what is drawn from torch's global state."""
+    number = int(np.random.default_rng(seed).integers(2**62))
+    if device.type == "cpu":  # all devices, as below, would take some milliseconds
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)
