@@ -44,9 +44,9 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("recsys_lib") is None:
-    repository = "git+{repository}"
+    library = "recsys-lib[images,search] @ git+{repository}"
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.check_call([*pip, os.environ.get("RECSYS_LIB", repository)])
+    subprocess.check_call([*pip, os.environ.get("RECSYS_LIB", library)])
     importlib.invalidate_caches()"""
 
 # How the code of a cell that calls `chapter.say` is hidden: in the book, in JupyterLab, on Colab.

@@ -1,7 +1,11 @@
 """Every committed notebook has the shape of a chapter; and the checks that say so can fail."""
 
+import ast
 import copy
 import json
+import re
+import sys
+import tomllib
 
 import nbformat
 import pytest
@@ -25,6 +29,7 @@ from book.notebooks import (
 from book.plain import without_colab_link
 
 FILES = notebook_files()
+IPYTHON = re.compile(r"^[%!].*$", re.M)
 FIGURE = {
     "mystnb": {"figure": {"caption": "A line.", "name": "fig-line"}, "image": {"alt": "A line that falls."}}
 }
@@ -267,5 +272,27 @@ def test_the_address_comes_from_pyproject_toml(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://example.org/fork"\n')
     notebook = chapter()
     source = "".join(json.loads(tidy(notebook, tmp_path))["cells"][2]["source"])
-    assert '"git+https://example.org/fork"' in source
+    assert ' @ git+https://example.org/fork"' in source
     assert "example.org" not in setup_source(ROOT)
+
+
+# What a hosted notebook has before its first cell.
+HOSTED = {"IPython", "sklearn"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_lone_file_installs_what_it_imports(path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+    extras = re.search(r"recsys-lib\[([\w,]+)\] @", setup_source(ROOT))[1].split(",")
+    given = [
+        *project["dependencies"],
+        *(name for x in extras for name in project["optional-dependencies"][x]),
+    ]
+    given = {re.match(r"[\w-]+", name)[0].lower().replace("-", "_") for name in given}
+    modules = {"faiss": "faiss_cpu"}
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    nodes = [node for source in cells for node in ast.walk(ast.parse(IPYTHON.sub("", source)))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - HOSTED - {"recsys_lib"}
+    assert not {modules.get(name, name) for name in names} - given
