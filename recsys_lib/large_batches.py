@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["any_process", "average_gradients", "in_chunks", "in_shares", "n_processes"]
+__all__ = ["Gathered", "any_process", "average_gradients", "in_chunks", "in_shares", "n_processes"]
 
 
 def in_chunks(encode: Callable[..., Tensor], *inputs: Tensor, chunk: int) -> Tensor:
@@ -66,8 +67,8 @@ def in_shares(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Encodes a batch together: each process its share of the rows, and all get all vectors.
 
     So every row meets the whole batch as its negatives, of which a process encodes, and keeps activations
-    for, a part. The loss is then computed on every process from the same vectors. Each hands back the
-    gradients of the vectors that it made, times the number of processes, so that the mean of the processes'
+    for, a part. The loss is then computed on every process from the same vectors. Each gets the
+    gradients of the vectors that it made from all of them (``Gathered``), so that the mean of the processes'
     gradients (``average_gradients``, which ``training.train`` calls) is the gradient of one process with the
     whole batch.
 
@@ -84,30 +85,30 @@ def in_shares(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     n, world = len(inputs[0]), n_processes()
     if world == 1 or n < world or not torch.is_grad_enabled():
         return encode(*inputs)
-    rank = distributed.get_rank()
     sizes = [len(part) for part in torch.empty(n, 0, device="cpu").tensor_split(world)]
-    own = encode(*(x.tensor_split(world)[rank] for x in inputs))  # (b, d)
-    return _Gathered.apply(own, sizes, rank)  # (B, d)
+    vectors = encode(*(x.tensor_split(world)[distributed.get_rank()] for x in inputs))  # (b, d)
+    room = functional.pad(vectors, (0, 0) * (vectors.ndim - 1) + (0, max(sizes) - len(vectors)))
+    rooms = Gathered.apply(room).split(max(sizes))  # what is sent must be of one size
+    return torch.cat([part[:size] for part, size in zip(rooms, sizes, strict=True)])  # (B, d)
 
 
-class _Gathered(torch.autograd.Function):
-    """The rows of all processes, one process after another; the gradient goes back to those of this one."""
+class Gathered(torch.autograd.Function):
+    """The rows of all processes; going back, the sum of what all processes want of this one's rows."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, sizes: list[int], rank: int) -> Tensor:
-        """Takes (b, d), b being ``sizes[rank]``; gives (B, d)."""
-        ctx.sizes, ctx.rank = sizes, rank
-        room = own.new_zeros(max(sizes), *own.shape[1:])  # what is sent must be of one size
-        room[: len(own)] = own
-        rooms = [torch.empty_like(room) for _ in sizes]
-        distributed.all_gather(rooms, room)
-        return torch.cat([part[:size] for part, size in zip(rooms, sizes, strict=True)])  # (B, d)
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        """Takes (b, ...), of one shape on all processes; gives (W b, ...)."""
+        rooms = [torch.empty_like(own) for _ in range(n_processes())]
+        distributed.all_gather(rooms, own.contiguous())
+        return torch.cat(rooms)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Takes (B, d), the same on all processes; gives (b, d)."""
-        return grad.split(ctx.sizes)[ctx.rank] * len(ctx.sizes), None, None
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Takes (W b, ...) of this process's loss; gives (b, ...) of the sum of all losses."""
+        total = grad.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total.chunk(n_processes())[distributed.get_rank()]
 
 
 @torch.no_grad()

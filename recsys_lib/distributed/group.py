@@ -4,15 +4,13 @@ import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.autograd.function import once_differentiable
 
-from recsys_lib.large_batches import n_processes
+from recsys_lib.large_batches import Gathered, n_processes
 
-__all__ = ["Gathered", "everyones", "joined_sum", "place", "processes"]
+__all__ = ["everyones", "joined_sum", "place", "processes"]
 
 
 @contextmanager
@@ -52,25 +50,6 @@ def place() -> tuple[int, int]:
     """The number of this process, from 0, and how many there are; 0 of 1 where it is alone."""
     world = n_processes()
     return (distributed.get_rank() if world > 1 else 0), world
-
-
-class Gathered(torch.autograd.Function):
-    """The rows of all processes; going back, the sum of what all processes want of this one's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        """Takes (b, ...), of one shape on all processes; gives (W b, ...)."""
-        rooms = [torch.empty_like(own) for _ in range(n_processes())]
-        distributed.all_gather(rooms, own.contiguous())
-        return torch.cat(rooms)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Takes (W b, ...) of this process's loss; gives (b, ...) of the sum of all losses."""
-        total = grad.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total.chunk(n_processes())[distributed.get_rank()]
 
 
 def everyones(own: Tensor) -> Tensor:
