@@ -1,9 +1,9 @@
-"""The shape of a cloud of vectors: how narrow its cone is, its axes, and what can be left out of it.
+"""The shape of a cloud of vectors: how narrow its cone is, its axes, and what undoes it.
 
 Vectors of language models point in similar directions, so that any two texts seem alike. Here is how that is
-measured, how it is undone (centering, whitening, removing the top components), and how vectors are made
-smaller (fewer dimensions, a byte or a bit each). Alignment and uniformity say what a contrastive loss has
-reached. Hubs are in ``similarity.hubness``.
+measured, and how it is undone (centering, whitening, removing the top components). Alignment and uniformity
+say what a contrastive loss has reached. Hubs are in ``similarity.hubness``, shorter forms of vectors in
+``quantization``.
 
 All functions take rows (N, d) and compute in float64; results are in the type of the input, on its device. A
 vector that holds NaN or infinity is refused, and the error names its row.
@@ -20,14 +20,11 @@ from recsys_lib.arguments import refuse_not_finite, whole_number
 from recsys_lib.similarity import normalize
 
 __all__ = [
-    "Quantized",
     "Whitening",
     "alignment",
     "all_but_the_top",
     "explained_variance",
     "mean_cosine",
-    "quantized",
-    "truncated",
     "uniformity",
 ]
 
@@ -235,106 +232,6 @@ def all_but_the_top(x: Tensor, k: int | None = None) -> Tensor:
     centered = rows - whitening.mean  # (N, d)
     top = whitening.axes[:, :k]  # (d, k)
     return (centered - (centered @ top) @ top.mT).to(dtype=given).to(device)
-
-
-def truncated(x: Tensor, dims: int) -> Tensor:
-    """The first dimensions of each vector, scaled to length 1.
-
-    Encoders that were trained for it put the most important dimensions first; in others the first are as good
-    as any. Kusupati et al. (2022), Matryoshka Representation Learning. To keep the *principal* axes instead,
-    take ``Whitening.fit(x, power=0, dims=dims)``.
-
-    Args:
-        x: (N, d).
-        dims: from 1 to d.
-
-    Returns:
-        (N, dims). A row of zeros stays one.
-    """
-    _rows(x, "x")
-    dims = whole_number(dims, "dims", at_least=1)
-    if dims > x.shape[1]:
-        raise ValueError(f"dims must be from 1 to {x.shape[1]}, got {dims}")
-    return normalize(x[:, :dims])
-
-
-@dataclass(frozen=True, eq=False)
-class Quantized:
-    """Vectors in a byte or a bit for each dimension.
-
-    Attributes:
-        codes: with 8 bits (N, d) int8; with one (N, ceil(d / 8)) uint8, eight dimensions a byte, the first in
-            the highest bit.
-        center: (d,) float32, what a code of 0, or the middle of the two bits, stands for.
-        scale: (d,) float32, what a step of the code is worth: one for each dimension.
-        bits: 8 or 1.
-    """
-
-    codes: Tensor
-    center: Tensor
-    scale: Tensor
-    bits: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Of the codes; center and scale take 8 d bytes more, however many vectors there are."""
-        return self.codes.numel()
-
-    def vectors(self) -> Tensor:
-        """What the codes stand for: (N, d) float32, near the vectors they were made from."""
-        if self.bits == 8:
-            return self.center + self.codes * self.scale  # (N, d)
-        places = 1 << torch.arange(7, -1, -1, device=self.codes.device)  # (8,)
-        set_ = (self.codes.long()[:, :, None] & places) > 0  # (N, ceil(d / 8), 8)
-        signs = set_.flatten(1)[:, : len(self.scale)] * 2.0 - 1.0  # (N, d)
-        return self.center + signs * self.scale
-
-    def encode(self, x: Tensor) -> "Quantized":
-        """New vectors (M, d) by the same center and scale; what lies outside goes to the end."""
-        rows = _rows(x, "x")
-        if rows.shape[1] != len(self.scale):
-            raise ValueError(f"x must be (N, {len(self.scale)}), got {tuple(x.shape)}")
-        codes = _codes(rows.to(self.center.device), self.center, self.scale, self.bits)
-        return Quantized(codes, self.center, self.scale, self.bits)
-
-
-def quantized(x: Tensor, bits: int = 8) -> Quantized:
-    """Vectors in a quarter, or a thirty-second, of the memory.
-
-    With 8 bits each dimension is cut into 255 even steps from its lowest to its highest value, so the error
-    is at most half a step. With one bit a dimension is either above its mean or not, and stands for the mean
-    plus or minus the mean distance from it, which is the best value for both signs.
-
-    Args:
-        x: (N, d), a row or more.
-        bits: 8 or 1.
-
-    Raises:
-        ValueError: for other shapes or bits, or NaN or infinity.
-    """
-    if bits not in (1, 8):
-        raise ValueError(f"bits must be 8 or 1, got {bits!r}")
-    rows = _rows(x, "x", at_least=1)
-    if bits == 8:
-        low, high = rows.amin(dim=0), rows.amax(dim=0)  # (d,)
-        center, scale = (low + high) / 2, (high - low) / 254  # (d,)
-    else:
-        center = rows.mean(dim=0)  # (d,)
-        scale = (rows - center).abs().mean(dim=0)  # (d,)
-    center, scale = (part.float().to(x.device) for part in (center, scale))
-    return Quantized(_codes(rows.to(x.device), center, scale, bits), center, scale, bits)
-
-
-def _codes(rows: Tensor, center: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """The codes of rows (N, d), see ``Quantized``."""
-    centered = rows - center  # (N, d)
-    if bits == 8:
-        steps = centered / torch.where(scale > 0, scale, 1)  # (N, d)
-        return steps.round().clamp(-127, 127).to(torch.int8)
-    n, d = centered.shape
-    above = functional.pad((centered > 0).long(), (0, -d % 8))  # (N, 8 ceil(d / 8))
-    places = 1 << torch.arange(7, -1, -1, device=rows.device)  # (8,)
-    return (above.view(n, -1, 8) * places).sum(dim=2).to(torch.uint8)
 
 
 def _type(x: Tensor) -> torch.dtype:

@@ -10,9 +10,14 @@ float16                   2 d                 2^-11 of each number
 ``int8``, by vector       d + 4               half a step, the vector's largest over 127
 ``int8``, by dimension    d                   half a step, the dimension's largest over 127
 ``binary``                d / 8               everything but the signs
+``quantized``, 8 bits     d                   half a step, the dimension's range over 254
+``quantized``, 1 bit      d / 8               all but the side of the dimension's mean
 ``truncated`` to w        4 w                 the product of what was cut off
 ``product_codes``         n_bytes             what FAISS's codebooks leave
 ========================  ==================  ============================================
+
+``int8`` and ``binary`` keep the origin, and so the dot product; ``quantized`` keeps the center and the spread
+of each dimension, for vectors that lie far from the origin.
 
 Shapes: N vectors of d numbers, B queries.
 """
@@ -25,15 +30,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recsys_lib.arguments import refuse_not_finite, whole_number
+
 __all__ = [
     "Binary",
     "Int8",
+    "Quantized",
     "binary",
     "hamming",
     "int8",
     "matryoshka_loss",
     "prefix_widths",
     "product_codes",
+    "quantized",
     "truncated",
     "truncation_bound",
 ]
@@ -100,7 +109,7 @@ def int8(vectors: Tensor, by: Scope = "vector") -> Int8:
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", section 2.1, with a zero point of zero.
     """
-    x = _table(vectors)  # (N, d)
+    x = _table(vectors).float()  # (N, d)
     if by not in ("vector", "dimension", "table"):
         raise ValueError(f'by must be "vector", "dimension" or "table", got {by!r}')
     size = x.abs()  # (N, d)
@@ -136,9 +145,7 @@ class Binary:
 
     def restored(self) -> Tensor:
         """The signs, (N, d) float32 of 1 and -1, over the root of d: vectors of length one."""
-        places = torch.arange(8, dtype=torch.uint8, device=self.codes.device)  # (8,)
-        bits = (self.codes[:, :, None] >> places & 1).flatten(1)[:, : self.dim]  # (N, d)
-        return (2.0 * bits - 1.0) / self.dim**0.5
+        return _signs(self.codes, self.dim) / self.dim**0.5
 
     def dot(self, queries: Tensor) -> Tensor:
         """Dot products of queries (B, d) in full precision with the signs: (B, N) float32.
@@ -161,11 +168,8 @@ def binary(vectors: Tensor) -> Binary:
     Raises:
         ValueError: not a table of finite numbers.
     """
-    bits = (_table(vectors) > 0).to(torch.uint8)  # (N, d)
-    dim = bits.shape[1]
-    eights = functional.pad(bits, (0, -dim % 8)).view(len(bits), -1, 8)  # (N, d / 8, 8)
-    value = 2 ** torch.arange(8, device=bits.device)  # (8,)
-    return Binary((eights * value).sum(dim=2).to(torch.uint8), dim)
+    above = _table(vectors).float() > 0  # (N, d)
+    return Binary(_packed(above), above.shape[1])
 
 
 def hamming(a: Binary, b: Binary) -> Tensor:
@@ -187,6 +191,79 @@ def hamming(a: Binary, b: Binary) -> Tensor:
     return torch.cat(parts)  # (B, N)
 
 
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Vectors in a byte or a bit for each dimension.
+
+    Attributes:
+        codes: with 8 bits (N, d) int8; with one (N, ceil(d / 8)) uint8, eight dimensions a byte, the first in
+            the lowest bit.
+        center: (d,) float32, what a code of 0, or the middle of the two bits, stands for.
+        scale: (d,) float32, what a step of the code is worth: one for each dimension.
+        bits: 8 or 1.
+    """
+
+    codes: Tensor
+    center: Tensor
+    scale: Tensor
+    bits: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the codes; center and scale take 8 d bytes more, however many vectors there are."""
+        return self.codes.numel()
+
+    def vectors(self) -> Tensor:
+        """What the codes stand for: (N, d) float32, near the vectors they were made from."""
+        if self.bits == 8:
+            return self.center + self.codes * self.scale  # (N, d)
+        return self.center + _signs(self.codes, len(self.scale)) * self.scale
+
+    def encode(self, x: Tensor) -> "Quantized":
+        """New vectors (M, d) by the same center and scale; what lies outside goes to the end."""
+        rows = _double(_table(x))  # (M, d)
+        if rows.shape[1] != len(self.scale):
+            raise ValueError(f"x must be (N, {len(self.scale)}), got {tuple(x.shape)}")
+        codes = _codes(rows.to(self.center.device), self.center, self.scale, self.bits)
+        return Quantized(codes, self.center, self.scale, self.bits)
+
+
+def quantized(x: Tensor, bits: int = 8) -> Quantized:
+    """Vectors in a quarter, or a thirty-second, of the memory.
+
+    With 8 bits each dimension is cut into 255 even steps from its lowest to its highest value, so the error
+    is at most half a step. With one bit a dimension is either above its mean or not, and stands for the mean
+    plus or minus the mean distance from it, which is the best value for both signs.
+
+    Args:
+        x: (N, d), a row or more.
+        bits: 8 or 1.
+
+    Raises:
+        ValueError: for other shapes or bits, or NaN or infinity.
+    """
+    if bits not in (1, 8):
+        raise ValueError(f"bits must be 8 or 1, got {bits!r}")
+    rows = _double(_table(x, at_least=1))  # (N, d)
+    if bits == 8:
+        low, high = rows.amin(dim=0), rows.amax(dim=0)  # (d,)
+        center, scale = (low + high) / 2, (high - low) / 254  # (d,)
+    else:
+        center = rows.mean(dim=0)  # (d,)
+        scale = (rows - center).abs().mean(dim=0)  # (d,)
+    center, scale = (part.float().to(x.device) for part in (center, scale))
+    return Quantized(_codes(rows.to(x.device), center, scale, bits), center, scale, bits)
+
+
+def _codes(rows: Tensor, center: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The codes of rows (N, d), see ``Quantized``."""
+    centered = rows - center  # (N, d)
+    if bits == 8:
+        steps = centered / torch.where(scale > 0, scale, 1)  # (N, d)
+        return steps.round().clamp(-127, 127).to(torch.int8)
+    return _packed(centered > 0)
+
+
 def truncated(vectors: Tensor, width: int, normalize: bool = True) -> Tensor:
     """The first numbers of each vector: (N, width).
 
@@ -201,7 +278,7 @@ def truncated(vectors: Tensor, width: int, normalize: bool = True) -> Tensor:
     Raises:
         ValueError: a width that the vectors do not have.
     """
-    if not 1 <= width <= vectors.shape[1]:
+    if not 1 <= whole_number(width, "width") <= vectors.shape[1]:
         raise ValueError(f"width must be 1 to {vectors.shape[1]}, got {width}")
     kept = vectors[:, :width]  # (N, width)
     return functional.normalize(kept, dim=1) if normalize else kept
@@ -270,7 +347,7 @@ def product_codes(vectors: Tensor, n_bytes: int, seed: int = 0) -> Tensor:
 
     Source: Jégou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor Search", section II.
     """
-    x = _table(vectors)  # (N, d)
+    x = _table(vectors).float()  # (N, d)
     if n_bytes < 1 or x.shape[1] % n_bytes:
         raise ValueError(f"n_bytes must divide the width of the vectors, {x.shape[1]}; got {n_bytes}")
     if len(x) < 256:
@@ -284,17 +361,32 @@ def product_codes(vectors: Tensor, n_bytes: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(restored).to(vectors.device)
 
 
-def _table(vectors: Tensor) -> Tensor:
-    """(N, d) float32, checked."""
-    if vectors.ndim != 2 or not vectors.is_floating_point():
+def _packed(above: Tensor) -> Tensor:
+    """Bits (N, d) bool in bytes: (N, ceil(d / 8)) uint8, the first in the lowest bit."""
+    eights = functional.pad(above.long(), (0, -above.shape[1] % 8)).unflatten(1, (-1, 8))  # (N, d / 8, 8)
+    return (eights << torch.arange(8, device=above.device)).sum(dim=2).to(torch.uint8)
+
+
+def _signs(codes: Tensor, dim: int) -> Tensor:
+    """What ``_packed`` packed: (N, dim) float32 of 1 and -1."""
+    places = torch.arange(8, dtype=torch.uint8, device=codes.device)  # (8,)
+    return 2.0 * (codes[:, :, None] >> places & 1).flatten(1)[:, :dim] - 1.0  # (N, dim)
+
+
+def _table(vectors: Tensor, at_least: int = 0) -> Tensor:
+    """(N, d), checked."""
+    if vectors.ndim != 2 or not vectors.is_floating_point() or len(vectors) < at_least:
         raise ValueError(
-            f"expected vectors (N, d) of real numbers, got {tuple(vectors.shape)} of {vectors.dtype}"
+            f"vectors must be (N, d), {at_least} or more of real numbers; got {tuple(vectors.shape)} of "
+            f"{vectors.dtype}"
         )
-    x = vectors.detach().float()  # (N, d)
-    if not bool(x.isfinite().all()):
-        row = int((~x.isfinite()).any(dim=1).nonzero()[0, 0])
-        raise ValueError(f"vector {row} has a number that is not finite")
-    return x
+    refuse_not_finite(vectors, "vectors")
+    return vectors.detach()
+
+
+def _double(x: Tensor) -> Tensor:
+    """In float64; where a device has none, on the CPU."""
+    return x.to("cpu" if x.device.type == "mps" else x.device).double()
 
 
 def _faiss() -> Any:

@@ -14,8 +14,6 @@ from recsys_lib.geometry import (
     all_but_the_top,
     explained_variance,
     mean_cosine,
-    quantized,
-    truncated,
     uniformity,
 )
 from recsys_lib.similarity import cosine
@@ -152,62 +150,13 @@ def test_removing_the_top_two_ways():
     assert mean_cosine(removed) < mean_cosine(x) / 10
 
 
-# -------------------------------------------------------------------------------------- smaller vectors
-
-
-def test_truncated():
-    x = torch.tensor([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]])
-    assert torch.allclose(truncated(x, 2), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-    assert torch.allclose(truncated(x, 3).norm(dim=1), torch.ones(2))
-
-
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 20), d=st.integers(1, 20), seed=st.integers(0, 999))
-def test_a_byte_is_at_most_half_a_step_away(n, d, seed):
-    x = cloud(n, d, seed)
-    small = quantized(x)
-    assert small.codes.dtype == torch.int8
-    assert small.n_bytes == n * d
-    step = (x.amax(0) - x.amin(0)) / 254
-    assert ((small.vectors() - x).abs() <= step / 2 + 1e-4).all()
-    again = small.encode(x)
-    assert torch.equal(again.codes, small.codes)
-
-
-def test_each_dimension_has_its_own_scale():
-    x = torch.tensor([[0.001, 1000.0], [-0.001, -1000.0], [0.0005, 0.0]])
-    assert torch.allclose(quantized(x).vectors(), x, rtol=0.01)
-    constant = torch.tensor([[2.0, 1.0], [2.0, 3.0]])
-    assert torch.equal(quantized(constant).vectors()[:, 0], constant[:, 0])
-    outside = quantized(constant).encode(torch.tensor([[2.0, 99.0]]))
-    assert float(outside.vectors()[0, 1]) == pytest.approx(3.0)
-
-
-def test_bits_by_hand():
-    x = torch.tensor([[1.0, 0.0, 5.0], [3.0, 0.0, 1.0]])  # means 2, 0, 3; mean distances 1, 0, 2
-    small = quantized(x, bits=1)
-    assert small.codes.tolist() == [[0b00100000], [0b10000000]]
-    assert torch.equal(small.vectors(), x)
-
-
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(2, 20), d=st.integers(1, 20), seed=st.integers(0, 999))
-def test_bits_are_those_of_numpy(n, d, seed):
-    x = cloud(n, d, seed)
-    small = quantized(x, bits=1)
-    above = (x.double() > x.double().mean(0).float()).numpy()
-    assert np.array_equal(small.codes.numpy(), np.packbits(above, axis=1))
-    assert small.codes.shape == (n, math.ceil(d / 8))
-    assert torch.equal(small.vectors() > small.center, torch.from_numpy(above) & (small.scale > 0))
-
-
 # ---------------------------------------------------------------------------------------------- errors
 
 
 def test_wrong_input_is_named():
     broken = cloud(4)
     broken[2, 1] = math.nan
-    for ask in (mean_cosine, Whitening.fit, all_but_the_top, quantized, explained_variance):
+    for ask in (mean_cosine, Whitening.fit, all_but_the_top, explained_variance):
         with pytest.raises(ValueError, match="row 2"):
             ask(broken)
         with pytest.raises(ValueError, match=r"must be \(N, d\)"):
@@ -224,12 +173,6 @@ def test_wrong_input_is_named():
         Whitening.fit(x)(torch.ones(2, 5))
     with pytest.raises(ValueError, match="k must be from 0 to 6"):
         all_but_the_top(x, 7)
-    with pytest.raises(ValueError, match="dims must be from 1 to 6"):
-        truncated(x, 7)
-    with pytest.raises(ValueError, match="bits must be 8 or 1"):
-        quantized(x, bits=4)
-    with pytest.raises(TypeError, match="whole number"):
-        truncated(x, 2.0)
 
 
 def test_alignment_and_uniformity_by_hand():

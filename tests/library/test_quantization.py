@@ -1,5 +1,7 @@
 """Shorter forms of vectors: how far they may be off, and that others make the same of them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from recsys_lib.quantization import (
     matryoshka_loss,
     prefix_widths,
     product_codes,
+    quantized,
     truncated,
     truncation_bound,
 )
@@ -24,6 +27,12 @@ SCOPES = ("vector", "dimension", "table")
 
 def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def far(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    """Correlated, far from the origin."""
+    mix = normal(d, d, seed) * torch.arange(1.0, d + 1)
+    return normal(n, d, seed + 1000) @ mix + 20
 
 
 @st.composite
@@ -138,6 +147,52 @@ def test_truncation_is_off_by_what_was_cut_at_most(seed, width):
     torch.testing.assert_close(truncated(x, width).norm(dim=1), torch.ones(6))
 
 
+def test_truncated_by_hand():
+    x = torch.tensor([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]])
+    assert torch.allclose(truncated(x, 2), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    assert torch.allclose(truncated(x, 3).norm(dim=1), torch.ones(2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 20), d=st.integers(1, 20), seed=st.integers(0, 999))
+def test_a_byte_is_at_most_half_a_step_away(n, d, seed):
+    x = far(n, d, seed)
+    small = quantized(x)
+    assert small.codes.dtype == torch.int8
+    assert small.n_bytes == n * d
+    step = (x.amax(0) - x.amin(0)) / 254
+    assert ((small.vectors() - x).abs() <= step / 2 + 1e-4).all()
+    again = small.encode(x)
+    assert torch.equal(again.codes, small.codes)
+
+
+def test_each_dimension_has_its_own_scale():
+    x = torch.tensor([[0.001, 1000.0], [-0.001, -1000.0], [0.0005, 0.0]])
+    assert torch.allclose(quantized(x).vectors(), x, rtol=0.01)
+    constant = torch.tensor([[2.0, 1.0], [2.0, 3.0]])
+    assert torch.equal(quantized(constant).vectors()[:, 0], constant[:, 0])
+    outside = quantized(constant).encode(torch.tensor([[2.0, 99.0]]))
+    assert float(outside.vectors()[0, 1]) == pytest.approx(3.0)
+
+
+def test_bits_by_hand():
+    x = torch.tensor([[1.0, 0.0, 5.0], [3.0, 0.0, 1.0]])  # means 2, 0, 3; mean distances 1, 0, 2
+    small = quantized(x, bits=1)
+    assert small.codes.tolist() == [[0b100], [0b001]]
+    assert torch.equal(small.vectors(), x)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 20), d=st.integers(1, 20), seed=st.integers(0, 999))
+def test_bits_are_those_of_numpy(n, d, seed):
+    x = far(n, d, seed)
+    small = quantized(x, bits=1)
+    above = (x.double() > x.double().mean(0).float()).numpy()
+    assert np.array_equal(small.codes.numpy(), np.packbits(above, axis=1, bitorder="little"))
+    assert small.codes.shape == (n, math.ceil(d / 8))
+    assert torch.equal(small.vectors() > small.center, torch.from_numpy(above) & (small.scale > 0))
+
+
 def test_matryoshka_is_the_mean_over_prefixes():
     assert prefix_widths(64, 8) == [8, 16, 32, 64]
     assert prefix_widths(20, 8) == [8, 16, 20]
@@ -154,20 +209,29 @@ def test_more_bytes_of_product_codes_are_closer():
     errors = [(product_codes(x, n) - x).norm().item() for n in (1, 4, 16)]
     assert errors[0] > errors[1] > errors[2]
     torch.testing.assert_close(product_codes(x, 4), product_codes(x, 4))  # the seed settles it
+    assert torch.equal(product_codes(x.double(), 4), product_codes(x, 4))
 
 
 def test_what_cannot_be_shortened_is_refused():
     x = normal(3, 4)
-    with pytest.raises(ValueError, match="vector 1 has a number that is not finite"):
+    with pytest.raises(ValueError, match="row 1"):
         int8(torch.tensor([[1.0], [torch.nan]]))
     with pytest.raises(ValueError, match='by must be "vector", "dimension" or "table", got \'row\''):
         int8(x, "row")
-    with pytest.raises(ValueError, match=r"expected vectors \(N, d\)"):
+    with pytest.raises(ValueError, match=r"vectors must be \(N, d\)"):
         binary(x[0])
     with pytest.raises(ValueError, match="signs of 4 numbers cannot be compared with signs of 2"):
         hamming(binary(x), binary(x[:, :2]))
     with pytest.raises(ValueError, match="width must be 1 to 4, got 5"):
         truncated(x, 5)
+    with pytest.raises(TypeError, match="whole number"):
+        truncated(x, 2.0)
+    with pytest.raises(ValueError, match="bits must be 8 or 1"):
+        quantized(x, bits=4)
+    with pytest.raises(ValueError, match="row 1"):
+        quantized(torch.tensor([[1.0], [torch.nan]]))
+    with pytest.raises(ValueError, match=r"\(N, d\), 1 or more"):
+        quantized(x[:0])
     with pytest.raises(ValueError, match="smallest width must be 1 to 4"):
         prefix_widths(4, 8)
     with pytest.raises(ValueError, match="must divide the width"):
