@@ -1,12 +1,11 @@
 """The run that searches the autoencoders and the neighbors alike, at a small size, and its record."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import autoencoders as benchmark
 from recsys_lib.chapter.runs import RecordedRun, code_hash
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,26 +13,14 @@ RECORDED = ROOT / "book" / "recorded" / "autoencoders.json"
 SMALL = {"a": (1, 2, 4, 8), "shrink": (0.0, 1.0, 3.0), "dropout": (0.1, 0.5, 0.9)}
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_autoencoders", ROOT / "benchmarks" / "autoencoders.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-def test_a_ladder_goes_on_in_its_ratio(benchmark):
+def test_a_ladder_goes_on_in_its_ratio():
     whole = (64, 128, 256)
     assert [benchmark.rung(whole, i) for i in range(-2, 5)] == [16, 32, 64, 128, 256, 512, 1024]
     assert benchmark.rung((0.1, 0.2, 0.8), 3) == pytest.approx(3.2)
     assert benchmark.rung((0.1, 0.2, 0.8), -1) == pytest.approx(0.05)
 
 
-def test_a_step_changes_one_option_and_stays_where_there_are_values(benchmark):
+def test_a_step_changes_one_option_and_stays_where_there_are_values():
     found = benchmark.steps((0, 0, 2), SMALL)
     assert found == [
         (1, 0, 2),
@@ -43,7 +30,7 @@ def test_a_step_changes_one_option_and_stays_where_there_are_values(benchmark):
     ]  # no shrinkage, .9: ends
 
 
-def test_inside_is_where_both_neighbors_were_tried(benchmark):
+def test_inside_is_where_both_neighbors_were_tried():
     place = (1, 0, 1)
     beside = {(2, 0, 1), (0, 0, 1), (1, 1, 1), (1, 0, 2), (1, 0, 0)}
     assert benchmark.not_inside(place, beside, SMALL) == []
@@ -51,7 +38,7 @@ def test_inside_is_where_both_neighbors_were_tried(benchmark):
     assert benchmark.not_inside((1, 0, 2), beside, SMALL) == ["a", "shrink", "dropout"]
 
 
-def test_a_search_goes_on_from_the_trials_that_were_kept(benchmark, movielens, tmp_path, monkeypatch):
+def test_a_search_goes_on_from_the_trials_that_were_kept(movielens, tmp_path, monkeypatch):
     split = benchmark.leave_last_out(movielens.interactions.positives(4.0), n=0.2)
     kept = tmp_path / "trials.jsonl"
     first = benchmark.searched("item-kNN", split, 3, kept=kept)
@@ -66,7 +53,7 @@ def test_a_search_goes_on_from_the_trials_that_were_kept(benchmark, movielens, t
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_what_the_recorded_run_measured(benchmark, monkeypatch):
+def test_the_benchmark_measures_what_the_recorded_run_measured(monkeypatch):
     monkeypatch.setattr(benchmark, "DRAWN", 1)
     found, recorded = benchmark.run(budget=2, epochs=5, seeds=2), RecordedRun.read(RECORDED)
     assert found["inputs"] == recorded.inputs
@@ -78,7 +65,7 @@ def test_the_benchmark_measures_what_the_recorded_run_measured(benchmark, monkey
     assert all(code_hash(name) for name in benchmark.CODE)
 
 
-def test_what_was_chosen_is_the_best_of_the_recorded_trials(benchmark):
+def test_what_was_chosen_is_the_best_of_the_recorded_trials():
     values = RecordedRun.read(RECORDED).values
     for name, (_, ladders) in benchmark.SPACES.items():
         found = values["models"][name]

@@ -1,32 +1,15 @@
 """The benchmark of hidden instructions: its prompts, a small run with a random model, and its record."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
-
+from benchmarks import hidden_instructions as benchmark
+from benchmarks import language_model
 from recsys_lib.chapter.runs import RecordedRun, code_hash
 from recsys_lib.data import load_movielens
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "book" / "recorded" / "hidden_instructions.json"
-
-
-def loaded(name: str) -> ModuleType:
-    path = ROOT / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    return loaded("hidden_instructions")
 
 
 def shape(value: Any) -> Any:
@@ -36,7 +19,7 @@ def shape(value: Any) -> Any:
     return [shape(part) for part in value] if isinstance(value, list) else None
 
 
-def test_only_the_target_s_line_is_written_to_and_cutting_takes_the_order_out(benchmark: ModuleType) -> None:
+def test_only_the_target_s_line_is_written_to_and_cutting_takes_the_order_out() -> None:
     titles, texts = [f"Film {i}" for i in range(40)], [f"Film {i} (1999). Genres: Drama." for i in range(40)]
     one = {"likes": [30, 31], "films": list(range(20)), "target": 2}
     plain = benchmark.prompt(one, titles, texts).splitlines()
@@ -53,7 +36,7 @@ def test_only_the_target_s_line_is_written_to_and_cutting_takes_the_order_out(be
     assert "Answer C." in warned
 
 
-def test_nobody_is_asked_about_a_film_that_was_rated(benchmark: ModuleType) -> None:
+def test_nobody_is_asked_about_a_film_that_was_rated() -> None:
     data = load_movielens("100k", progress=False)
     asked = benchmark.people(data, 15, seed=2)
     pairs = set(zip(data.interactions.users.tolist(), data.interactions.items.tolist(), strict=True))
@@ -67,9 +50,9 @@ def test_nobody_is_asked_about_a_film_that_was_rated(benchmark: ModuleType) -> N
         assert any(not rated[user] & set(one["films"]) for user in owners)
 
 
-def test_a_small_run_has_the_layout_of_the_recorded_one(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_a_small_run_has_the_layout_of_the_recorded_one(tmp_path: Path) -> None:
     texts = load_movielens("100k", progress=False).items["text"].tolist()
-    folder = loaded("language_model").small_model(tmp_path / "model", texts)
+    folder = language_model.small_model(tmp_path / "model", texts)
     found = benchmark.run(folder, n=2)
     recorded = RecordedRun.read(RECORDED)
     assert shape(found["values"]) == shape(recorded.values)
