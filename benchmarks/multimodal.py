@@ -33,7 +33,7 @@ from recsys_lib.devices import seed_generator
 from recsys_lib.draws import over_draws
 from recsys_lib.evaluation import Scorer, evaluate
 from recsys_lib.models import MultimodalRecommender, Popularity, Recommender
-from recsys_lib.models.vision import ImageTextTower
+from recsys_lib.models.image_text import ImageTextTower
 from recsys_lib.simulation import TasteWorld
 from recsys_lib.simulation.taste import About
 from recsys_lib.text import TextEncoder
@@ -48,7 +48,9 @@ CODE = (
         )
     ),
     "recsys_lib/models/multimodal.py",
+    "recsys_lib/models/core/fusions.py",
     "recsys_lib/models/vision.py",
+    "recsys_lib/models/image_text.py",
     "recsys_lib/simulation/taste.py",
     "recsys_lib/data/openmoji.py",
     "recsys_lib/training.py::train",

@@ -21,6 +21,7 @@ from recsys_lib.arguments import whole_number
 from recsys_lib.data import Interactions
 from recsys_lib.devices import seed_generator
 from recsys_lib.evaluation import Report, evaluate
+from recsys_lib.models.blend import standardized
 
 __all__ = ["About", "TasteWorld", "TrueTaste"]
 
@@ -164,8 +165,8 @@ class TasteWorld:
         )  # (P, D)
         total = torch.zeros(n_people, n_items)  # (P, N)
         for part in parts:
-            total += _standardized(tastes[:, part] @ attributes[:, part].mT)  # (P, N)
-        appeal = sharpness * _standardized(total)  # (P, N)
+            total += standardized(tastes[:, part] @ attributes[:, part].mT)  # (P, N)
+        appeal = sharpness * standardized(total)  # (P, N)
         return cls(
             about=about,
             appeal=appeal,
@@ -199,12 +200,6 @@ class TasteWorld:
 def _stream(seed: int, number: int) -> int:
     """A seed of its own for each kind of draw."""
     return 3 * whole_number(seed, "seed", at_least=0) + number
-
-
-def _standardized(x: Tensor) -> Tensor:
-    """(P, N), each row with mean 0 and standard deviation 1 over the items, or 0 where all are alike."""
-    spread, mean = torch.std_mean(x, dim=1, correction=0, keepdim=True)
-    return torch.where(spread > 1e-6, (x - mean) / spread.clamp(min=1e-6), 0.0)
 
 
 def _choices(appeal: Tensor, events: int, generator: torch.Generator) -> Interactions:

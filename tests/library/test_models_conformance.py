@@ -191,9 +191,6 @@ def cross_encoder(texts: list[str], **options: Any) -> CrossEncoder:
     return CrossEncoder(text=texts, text_model=small_bert(tuple(words)), **(small | rates | options))
 
 
-# Bounded vectors, weighed, are slower to learn what everybody likes.
-PASSES = {"late": 3, "early": 3, "gated": 15, "cross_attention": 3}
-
 CASES = {
     "MultimodalRecommender": Case(
         lambda texts: MultimodalRecommender(dim=16, batch_size=64),
@@ -205,7 +202,7 @@ CASES = {
     **{
         f"Multimodal_{fusion}": Case(
             lambda texts, fusion=fusion: multimodal(texts, fusion),
-            lambda texts, fusion=fusion: multimodal(texts, fusion, epochs=PASSES[fusion], batch_size=1024),
+            lambda texts, fusion=fusion: multimodal(texts, fusion, epochs=3, batch_size=1024),
             binary=True,
             cold="same",
             pairs=True,

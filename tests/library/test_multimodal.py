@@ -7,7 +7,7 @@ import torch
 from recsys_lib.attention import CrossAttention
 from recsys_lib.data import Interactions
 from recsys_lib.models import MultimodalRecommender
-from recsys_lib.models.multimodal import CrossFusion, EarlyFusion, GatedFusion, LateFusion
+from recsys_lib.models.core.fusions import CrossFusion, EarlyFusion, GatedFusion, LateFusion
 
 FUSIONS = ("late", "early", "gated", "cross_attention")
 N_USERS, N_ITEMS = 12, 15

@@ -1,7 +1,5 @@
 """The benchmark of pictures beside words at a small size, and its recorded run."""
 
-import importlib.util
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -9,20 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks import multimodal as benchmark
 from recsys_lib.chapter.runs import RecordedRun, code_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "book" / "recorded" / "multimodal.json"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_multi", ROOT / "benchmarks" / "multimodal.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +23,7 @@ def content() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return vectors, torch.arange(200) % 5 == 0
 
 
-def test_a_world_is_cut_without_a_leak(benchmark, content):
+def test_a_world_is_cut_without_a_leak(content):
     vectors, cold = content
     asked = benchmark.ask(vectors, cold, "both", 15, seed=0, n_people=30)
     assert asked.known.user_counts().tolist() == [15] * 30
@@ -55,12 +44,12 @@ def test_a_world_is_cut_without_a_leak(benchmark, content):
         benchmark.ask(vectors, cold, "both", 70, seed=0, n_people=30)
 
 
-def test_the_truth_earns_all_of_the_best(benchmark, content):
+def test_the_truth_earns_all_of_the_best(content):
     asked = benchmark.ask(*content, "looks", 15, seed=0, n_people=30)
     assert asked.shares(asked.world.truth) == (1.0, 1.0)
 
 
-def test_content_that_shows_the_truth_ranks_what_is_cold(benchmark, content):
+def test_content_that_shows_the_truth_ranks_what_is_cold(content):
     vectors, _ = content
     asked = benchmark.ask(*content, "looks", 15, seed=0, n_people=60)
     image, text = (
@@ -80,11 +69,11 @@ class Given:
         return self.scores[users]
 
 
-def test_every_model_has_as_many_trials(benchmark):
+def test_every_model_has_as_many_trials():
     assert {len(trials) for trials in benchmark.TRIALS.values()} == {4}
 
 
-def test_the_record_is_whole_and_that_of_this_code(benchmark):
+def test_the_record_is_whole_and_that_of_this_code():
     run = RecordedRun.read(RECORDED)
     recorded = vars(run)["values"]
     assert run.command == benchmark.COMMAND
@@ -99,7 +88,7 @@ def test_the_record_is_whole_and_that_of_this_code(benchmark):
 
 
 @pytest.mark.slow
-def test_what_needs_no_transformer_comes_out_as_recorded(benchmark):
+def test_what_needs_no_transformer_comes_out_as_recorded():
     """Numbers, pixels and popularity in one world each; what the transformer sees is not read."""
     vectors, cold = benchmark.catalog(epochs=1)
     recorded = vars(RecordedRun.read(RECORDED))["values"]

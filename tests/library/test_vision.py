@@ -13,16 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from recsys_lib.devices import isolated_rng
-from recsys_lib.models.vision import (
+from recsys_lib.models.image_text import (
     ImageTextTower,
-    VisionTransformer,
-    encode_with_transformers,
-    from_vit_state,
     image_text_loss,
     moved_and_mirrored,
     name_recall,
-    pixels,
 )
+from recsys_lib.models.published_vision import encode_with_transformers
+from recsys_lib.models.vision import VisionTransformer, from_vit_state, pixels
 
 
 def drawn(n: int, size: int = 16, seed: int = 0) -> Tensor:
