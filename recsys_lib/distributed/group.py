@@ -22,7 +22,8 @@ def processes(timeout: float = 600.0) -> Iterator[tuple[int, int]]:
         with processes() as (rank, world):
             model.fit(events)
 
-    They talk by NCCL where each has a GPU, and by Gloo elsewhere. A program that was started alone is one
+    They talk by NCCL where each has a GPU of its own, and by Gloo elsewhere, for NCCL refuses two processes on
+    one GPU. These share it, and Gloo carries what they say through the memory of the machine. A program that was started alone is one
     process of one, and nothing is joined.
 
     Args:
@@ -35,11 +36,11 @@ def processes(timeout: float = 600.0) -> Iterator[tuple[int, int]]:
     if world == 1 or distributed.is_initialized():
         yield place()
         return
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
     limit = datetime.timedelta(seconds=timeout)
-    distributed.init_process_group("nccl" if gpu else "gloo", timeout=limit)
+    distributed.init_process_group("nccl" if gpus >= here else "gloo", timeout=limit)
     try:
         yield place()
     finally:
