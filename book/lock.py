@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
-EXTRAS = ("book", "images", "search", "serve", "test")
+EXTRAS = ("book", "fast", "images", "search", "serve", "test")
 # The versions of Python that the book is built with, oldest first.
 PYTHONS = ("3.11", "3.12", "3.13")
 # The text encoder's weights, as a package: what the book has where no model hub can be reached.

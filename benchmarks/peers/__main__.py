@@ -48,6 +48,8 @@ CODE = (
             "autoencoder.py::Autoencoder",
             "autoencoder.py::MultVAE",
             "biased_mf.py::BiasedMF",
+            "compiled_bpr.py::CompiledBPR",
+            "compiled_bpr.py::one_by_one",
             "ease.py::EASE",
             "ease.py::gram_inverse",
             "factorization.py::BPR",

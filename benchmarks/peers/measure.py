@@ -42,6 +42,8 @@ def ndcg(scores: np.ndarray, test: Interactions, seen: Interactions) -> Report:
     return evaluate(Matrix(scores), test, seen=seen, k=K, metrics=["ndcg"], progress=False)
 
 
+_BY_PAIRS = ("BPR", "CompiledBPR", "MatrixFactorization")  # that learn factors of pairs in epochs
+
 # ------------------------------------------------------------------------------------------------- tuning
 
 
@@ -505,14 +507,15 @@ def epoch_of_bpr(bench: Bench, split: Split) -> list[dict[str, Any]]:
         for number, (name, options) in enumerate(bench.plan.epochs):
             if name not in bench.plan.libraries:
                 continue
+            options = dict(options)
             job = {
                 "task": "fit",
-                "model": "BPR",
+                "model": options.pop("model", "BPR"),
                 "events": str(train),
                 "keep_scores": False,
                 "repeat": repeat,
                 "fits": [
-                    {"options": dict(options), "seed": repeat, "epochs": epochs, "every": 0}
+                    {"options": options, "seed": repeat, "epochs": epochs, "every": 0}
                     for epochs in (few, *(few, many) * INNER)
                 ],
             }
@@ -557,7 +560,7 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
     """
     train = write_events(bench.folder / "train.npz", split.train)
     shape = split.train.n_users, split.train.n_items
-    contenders = [c for c in bench.plan.quality if c.model in ("BPR", "MatrixFactorization")]
+    contenders = [c for c in bench.plan.quality if c.model in _BY_PAIRS]
     contenders = [contender for contender in contenders if contender.key in tuned]
     rows: dict[tuple[str, float], dict[str, Any]] = {}
     chosen: dict[str, dict[float, dict[str, Any]]] = {}

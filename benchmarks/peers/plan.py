@@ -73,7 +73,7 @@ class Plan:
         quality: contenders on the headline split, by NDCG@10.
         ratings: contenders on the random split, by RMSE.
         served: fitted and asked for everyone's list on both data sets: library, model, options.
-        epochs: one epoch of BPR: library, options.
+        epochs: one epoch of BPR: library, options, among them the model where it has another name.
         evaluators: what each calls its task, by library.
         ranking: the libraries that rank a large catalog by a product of factors.
         faults: scripts by library.
@@ -160,6 +160,12 @@ QUALITY = [
         "BPR",
         {"learning_rate": [0.003, 0.01, 0.03], "l2": [0.003, 0.01, 0.03]},
         {"gradient": "written"},
+        **_LONG,
+    ),
+    Contender(
+        OURS,
+        "CompiledBPR",
+        {"learning_rate": [0.1, 0.2, 0.4], "l2": [0.005, 0.01, 0.02], "n_negatives": [2, 4]},
         **_LONG,
     ),
     Contender(
@@ -327,6 +333,8 @@ SERVED = [
 ]  # fmt: skip
 
 EPOCHS = [
+    (OURS, {"model": "CompiledBPR", "n_negatives": 1}),
+    (OURS, {"model": "CompiledBPR"}),
     (OURS, {"gradient": "written", "n_negatives": 1}),
     (OURS, {"gradient": "written"}),
     (OURS, {"n_negatives": 1}),

@@ -34,6 +34,7 @@ _MODELS = {
     "UserKNN": "user-kNN",
     "BiasedMF": "biased MF",
     "RatingALS": "ALS of ratings",
+    "CompiledBPR": "BPR, compiled",
     "MatrixFactorization": "MF with softmax",
 }
 _FAULTS = {

@@ -8,6 +8,7 @@ from recsys_lib.models.bert4rec import BERT4Rec
 from recsys_lib.models.biased_mf import BiasedMF
 from recsys_lib.models.blend import Blend
 from recsys_lib.models.collective_ease import CollectiveEASE
+from recsys_lib.models.compiled_bpr import CompiledBPR
 from recsys_lib.models.content import TfidfContent
 from recsys_lib.models.contrastive import ContrastiveSASRec
 from recsys_lib.models.core.contract import NotFittedError, Recommender
@@ -49,6 +50,7 @@ __all__ = [
     "Blend",
     "ClickModel",
     "CollectiveEASE",
+    "CompiledBPR",
     "ContrastiveSASRec",
     "CrossAttentionRecommender",
     "CrossEncoder",

@@ -156,5 +156,7 @@ if __name__ == "__main__":
     models = {name: plain(name) for name in ("Popularity", "ItemKNN", "UserKNN", "EASE")}
     models["ALS"] = plain("ALS", seeded=True)
     models |= {name: plain(name, seeded=True) for name in ("BiasedMF", "RatingALS")}
-    models |= {name: looked_at(name) for name in ("BPR", "SASRec", "MultVAE", "MatrixFactorization")}
+    models |= {
+        name: looked_at(name) for name in ("BPR", "CompiledBPR", "SASRec", "MultVAE", "MatrixFactorization")
+    }
     common.run(models, Prepared, ("torch", "numpy"), {"metrics": metrics, "ranking": ranking})
