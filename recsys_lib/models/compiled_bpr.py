@@ -32,7 +32,7 @@ class CompiledBPR(BPR):
     for k = i and all j. Adagrad takes the steps, with one sum for each vector: x falls by
     learning_rate g / sqrt(1 + the sum over its steps of the mean square of g). A vector that is met often so
     moves less each time, and one that is rare still moves; with a rate for each number instead, an epoch took
-    four times as long and led to the same place.
+    three times as long and led to the same place.
 
     Every step reads what the one
     before has written, so the loop runs on one core of the CPU, wherever the model lives; on other devices it

@@ -108,6 +108,14 @@ def test_a_quicker_peer_is_told_of_our_other_model_that_is_quicker_still(values)
     assert "MF with softmax takes 0.05 s" in text(ahead(values))
 
 
+def test_a_peers_bpr_is_held_against_the_quicker_of_ours(values):
+    level = values["bpr_to_levels"]
+    level[0]["cpu_s"] = times(0.3)
+    assert "BPR to 0.1400" in text(ahead(values))
+    level.append({**level[0], "model": "CompiledBPR", "cpu_s": times(0.05)})
+    assert "BPR to 0.1400" not in text(ahead(values))
+
+
 @pytest.mark.parametrize("part", PARTS["peers"])
 def test_every_part_is_made_of_nodes(values, part):
     found = PARTS["peers"][part](values)
