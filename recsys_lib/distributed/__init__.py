@@ -5,7 +5,7 @@ is cut by ``datasets``. Nothing here replaces these engines: it says what a reco
 """
 
 from recsys_lib.distributed.catalog import embed_catalog, missing_shards, shard_name
-from recsys_lib.distributed.group import everyones, joined_sum, place, processes
+from recsys_lib.distributed.group import everyones, gpu_each, joined_sum, place, processes
 from recsys_lib.distributed.models import SASRecInShares, TwoTowerInShares
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "TwoTowerInShares",
     "embed_catalog",
     "everyones",
+    "gpu_each",
     "joined_sum",
     "missing_shards",
     "place",

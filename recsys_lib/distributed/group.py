@@ -10,11 +10,17 @@ from torch import Tensor, distributed
 
 from recsys_lib.large_batches import Gathered, n_processes
 
-__all__ = ["everyones", "joined_sum", "place", "processes"]
+__all__ = ["everyones", "gpu_each", "joined_sum", "place", "processes"]
+
+
+def gpu_each() -> bool:
+    """Whether each process that was started on this machine can have a GPU to itself."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return torch.cuda.is_available() and torch.cuda.device_count() >= here
 
 
 @contextmanager
-def processes(timeout: float = 600.0) -> Iterator[tuple[int, int]]:
+def processes(timeout: float = 600.0, device: str = "auto") -> Iterator[tuple[int, int]]:
     """Joins the processes that ``torchrun`` or ``accelerate launch`` has started, and leaves them at the end.
 
     ::
@@ -22,25 +28,36 @@ def processes(timeout: float = 600.0) -> Iterator[tuple[int, int]]:
         with processes() as (rank, world):
             model.fit(events)
 
-    They talk by NCCL where each has a GPU of its own, and by Gloo elsewhere, for NCCL refuses two processes on
-    one GPU. These share it, and Gloo carries what they say through the memory of the machine. A program that was started alone is one
+    They talk by NCCL where each has a GPU, and by Gloo elsewhere. A program that was started alone is one
     process of one, and nothing is joined.
 
     Args:
         timeout: seconds that one waits for the others before it gives up with an error.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``, which takes GPUs where each process can have its own
+            (``gpu_each``): two processes that share one cannot talk by NCCL.
 
     Yields:
         The number of this process, from 0, and how many there are.
+
+    Raises:
+        ValueError: another device, or ``"cuda"`` with fewer GPUs than processes.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}')
+    if device == "cuda" and not gpu_each():
+        raise ValueError(
+            f"device='cuda' needs a GPU for each process of this machine, and there are "
+            f"{torch.cuda.device_count()}; start fewer processes, or take 'cpu'"
+        )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or distributed.is_initialized():
         yield place()
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
-    if gpus := torch.cuda.device_count():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+    gpu = device != "cpu" and gpu_each()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     limit = datetime.timedelta(seconds=timeout)
-    distributed.init_process_group("nccl" if gpus >= here else "gloo", timeout=limit)
+    distributed.init_process_group("nccl" if gpu else "gloo", timeout=limit)
     try:
         yield place()
     finally:

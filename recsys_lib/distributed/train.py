@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from recsys_lib.data import Interactions, leave_last_out, load_movielens
-from recsys_lib.distributed.group import processes
+from recsys_lib.distributed.group import gpu_each, processes
 from recsys_lib.distributed.models import InShares, SASRecInShares, TwoTowerInShares
 from recsys_lib.evaluation import evaluate
 from recsys_lib.files import write_whole
@@ -43,7 +43,7 @@ def made_up(n_users: int = 160, n_items: int = 40, n_events: int = 16) -> Intera
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fits the model that the arguments describe, and measures it; on all processes alike."""
     torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if arguments.device != "cpu" and gpu_each() else "cpu"
     if arguments.dataset == "made-up":
         events = made_up()
     else:
@@ -87,12 +87,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dropout", type=float, default=0.0, help="of SASRec")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=50, help="steps between two checkpoints")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: GPUs, if each can have one"
+    )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for another process")
     parser.add_argument(
         "--kill", type=int, nargs=2, metavar=("RANK", "STEP"), help="rehearse a failure: this process dies"
     )
     arguments = parser.parse_args(argv)
-    with processes(arguments.timeout) as (rank, world):
+    with processes(arguments.timeout, arguments.device) as (rank, world):
         result = run(arguments)
         if rank == 0:
             with write_whole(arguments.folder / "result.json") as part:

@@ -18,9 +18,11 @@ from recsys_lib.distributed import (
     TwoTowerInShares,
     embed_catalog,
     everyones,
+    gpu_each,
     joined_sum,
     missing_shards,
     place,
+    processes,
     shard_name,
 )
 from recsys_lib.distributed import embed as embed_program
@@ -180,6 +182,19 @@ def test_one_process_is_alone():
     assert everyones(x) is x
     assert place() == (0, 1)
     assert joined_sum(2.5, torch.device("cpu")) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("gpus", "started", "each"), [(0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True)]
+)
+def test_processes_take_gpus_only_if_each_has_its_own(monkeypatch, gpus, started, each):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(started))
+    assert gpu_each() == each
+    if not each:
+        with pytest.raises(ValueError, match="needs a GPU for each process"), processes(device="cuda"):
+            pass
 
 
 def test_shares_that_do_not_fit_are_refused():
