@@ -158,7 +158,7 @@ def scaled_dot_product_attention(
     shape = _scores_shape(q, k)
     if v.shape[-2:-1] != k.shape[-2:-1] or not _broadcasts(v.shape[:-2], shape[:-2]):
         raise ValueError(f"each key needs its value, got k of shape {tuple(k.shape)}, v of {tuple(v.shape)}")
-    empty = not (q.numel() and k.numel())  # kernels of torch before 2.13 end the process on an axis of length 0
+    empty = not (q.numel() and k.numel())  # kernels of torch 2.11 end the process on an axis of length 0
     if return_weights or not fused or empty:
         weights = attention_weights(q, k, mask, is_causal, scale=scale)  # (..., Tq, Tk)
         mean = (functional.dropout(weights, dropout) @ v.to(weights.dtype)).to(q.dtype)  # (..., Tq, e)
