@@ -6,6 +6,9 @@ true taste earns on the same choices. A fifth of the drawings is cold: no choice
 the vision transformer, trained by contrast on pictures with their names, has not seen them. Of the others a
 person's first 5, 15 or 30 choices are known, a fifth of these is for stopping, and the last 10 are asked for.
 
+Two models are controls: ``untaught`` reads a vision transformer that was not trained, ``id + text`` is late
+fusion that never had a picture.
+
 Every model gets four trials, on other worlds, by NDCG@10 on the events for stopping in the mean of the four
 kinds of taste at 15 choices a person. Intervals are over worlds (people and choices), by Student's t.
 
@@ -17,24 +20,21 @@ Usage::
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from recsys_lib.chapter.runs import write_run
 from recsys_lib.cold_items import Among
-from recsys_lib.data import Interactions, load_openmoji
+from recsys_lib.data import load_openmoji
 from recsys_lib.data.openmoji import looks, meanings
-from recsys_lib.devices import seed_generator
 from recsys_lib.draws import over_draws
 from recsys_lib.evaluation import Scorer, evaluate
 from recsys_lib.models import MultimodalRecommender, Popularity, Recommender
 from recsys_lib.models.image_text import ImageTextTower
-from recsys_lib.simulation import TasteWorld
+from recsys_lib.simulation import Asked, TasteWorld, ask, warm_and_cold
 from recsys_lib.simulation.taste import About
 from recsys_lib.text import TextEncoder
 
@@ -44,7 +44,7 @@ CODE = (
         f"benchmarks/multimodal.py::{name}"
         for name in (
             *("KINDS", "DENSITIES", "MODELS", "TRIALS", "FIT"),
-            *("Asked", "catalog", "ask", "make", "fitted", "measure"),
+            *("shares", "catalog", "world_of", "make", "fitted", "measure"),
         )
     ),
     "recsys_lib/models/multimodal.py",
@@ -52,6 +52,7 @@ CODE = (
     "recsys_lib/models/vision.py",
     "recsys_lib/models/image_text.py",
     "recsys_lib/simulation/taste.py",
+    "recsys_lib/simulation/questions.py",
     "recsys_lib/data/openmoji.py",
     "recsys_lib/training.py::train",
     "recsys_lib/evaluation.py::evaluate",
@@ -63,6 +64,8 @@ MODELS: dict[str, tuple[tuple[str, ...], str]] = {
     "text": (("text",), "late"),
     "image": (("image",), "late"),
     "pixels": (("pixels",), "late"),
+    "untaught": (("untaught",), "late"),
+    "id + text": (("id", "text"), "late"),
     "late": (("id", "text", "image"), "late"),
     "early": (("id", "text", "image"), "early"),
     "gated": (("id", "text", "image"), "gated"),
@@ -75,55 +78,36 @@ TRIALS: dict[bool, list[dict[str, float]]] = {
 FIT: dict[str, Any] = {"dim": 32, "n_heads": 1, "epochs": 24, "batch_size": 256, "patience": 5}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is known in a world, and what is asked.
-
-    Attributes:
-        world: with the truth.
-        known: all that is known, and not asked for again.
-        train: the part of it to learn from.
-        stop: the part to stop by.
-        warm: held-out choices of drawings with events.
-        cold: choices of the cold drawings.
-        items: (M,) the cold drawings.
-    """
-
-    world: TasteWorld
-    known: Interactions
-    train: Interactions
-    stop: Interactions
-    warm: Interactions
-    cold: Interactions
-    items: Tensor
-
-    def shares(self, model: Scorer) -> tuple[float, float]:
-        """NDCG@10 on warm and on cold drawings, as shares of what the true taste earns."""
-        found = []
-        for test, wrap in ((self.warm, lambda x: x), (self.cold, lambda x: Among(x, self.items))):
-            values = [
-                evaluate(wrap(x), test, seen=self.known, progress=False).metrics["ndcg@10"]
-                for x in (model, self.world.truth)
-            ]
-            found.append(values[0] / values[1])
-        return found[0], found[1]
+def shares(model: Scorer, asked: Asked) -> tuple[float, float]:
+    """NDCG@10 on warm and on cold drawings, as shares of what the true taste earns."""
+    found = []
+    for test, wrap in ((asked.warm, lambda x: x), (asked.cold, lambda x: Among(x, asked.items))):
+        values = [
+            evaluate(wrap(x), test, seen=asked.known, progress=False).metrics["ndcg@10"]
+            for x in (model, asked.world.truth)
+        ]
+        found.append(values[0] / values[1])
+    return found[0], found[1]
 
 
 def catalog(n_items: int = 1000, n_cold: int = 200, epochs: int = 30) -> tuple[dict[str, Tensor], Tensor]:
     """Vectors of the drawings by name, and which are cold, (n_items,) bool.
 
-    ``image`` are those of a vision transformer that was trained on the drawings that are not cold.
+    ``image`` are those of a vision transformer that was trained on the drawings that are not cold,
+    ``untaught`` those of the same one before its training.
     """
     drawings = load_openmoji(one_per_family=True, progress=False)
-    chosen = torch.randperm(len(drawings), generator=seed_generator(0))[:n_items].msort()  # (n_items,)
+    chosen, cold = warm_and_cold(len(drawings), n_items, n_cold)  # (n_items,), (n_items,)
     items, images = drawings.items.iloc[chosen.tolist()].reset_index(drop=True), drawings.images[chosen]
-    cold = torch.zeros(n_items, dtype=torch.bool)
-    cold[torch.randperm(n_items, generator=seed_generator(1))[:n_cold]] = True
     text = TextEncoder().encode(items["text"].tolist(), progress=False)  # (n_items, 384)
-    tower = ImageTextTower(epochs=epochs).fit(images[~cold], text[~cold], device="cpu", progress=False)
+    towers = [
+        ImageTextTower(epochs=n).fit(images[~cold], text[~cold], device="cpu", progress=False)
+        for n in (epochs, 0)
+    ]
     vectors = {
         "text": text,
-        "image": tower.encode_images(images),
+        "image": towers[0].encode_images(images),
+        "untaught": towers[1].encode_images(images),
         "pixels": functional.avg_pool2d(images.float() / 255, 4).flatten(1),  # (n_items, 192)
         "looks": looks(images),
         "meanings": meanings(items),
@@ -131,31 +115,14 @@ def catalog(n_items: int = 1000, n_cold: int = 200, epochs: int = 30) -> tuple[d
     return vectors, cold
 
 
-def ask(
+def world_of(
     vectors: Mapping[str, Tensor], cold: Tensor, about: About, known: int, seed: int, n_people: int = 200
 ) -> Asked:
-    """A world, cut: the first ``known`` warm ones of each person, the last ten, and the cold ones."""
+    """A world of this kind, cut."""
     world = TasteWorld.draw(
         vectors["looks"], vectors["meanings"], n_people, about=about, events=80, seed=seed
     )
-    events = world.interactions
-    warm = ~cold[events.items].view(n_people, -1)  # (P, 80)
-    place = (warm.cumsum(dim=1) - 1).flatten()  # (P 80,)
-    left = (warm.flip(1).cumsum(dim=1).flip(1) - 1).flatten()  # (P 80,) warm ones that come later
-    warm = warm.flatten()
-    first, asked = warm & (place < known), warm & (left < 10)
-    if bool((first & asked).any()):
-        raise ValueError(f"somebody has fewer than {known} + 10 warm choices; ask for fewer")
-    stop = first & (place >= known - max(1, known // 5))
-    return Asked(
-        world,
-        events[first],
-        events[first & ~stop],
-        events[stop],
-        events[asked],
-        events[~warm],
-        cold.nonzero().squeeze(1),
-    )
+    return ask(world, cold, known)
 
 
 def make(name: str, vectors: Mapping[str, Tensor], options: Mapping[str, Any], seed: int = 0) -> Recommender:
@@ -177,7 +144,7 @@ def measure(n_worlds: int = 4, densities: Sequence[int] = DENSITIES, **sizes: in
     people = {"n_people": sizes.pop("n_people", 200)}
     vectors, cold = catalog(**sizes)
     middle = densities[len(densities) // 2]
-    tuning = [ask(vectors, cold, about, middle, 1000 + i, **people) for i, about in enumerate(KINDS)]
+    tuning = [world_of(vectors, cold, about, middle, 1000 + i, **people) for i, about in enumerate(KINDS)]
     chosen: dict[str, dict[str, float]] = {}
     for name, (modalities, _) in MODELS.items():
         found = []
@@ -194,10 +161,10 @@ def measure(n_worlds: int = 4, densities: Sequence[int] = DENSITIES, **sizes: in
             values: dict[tuple[str, str], list[float]] = {}
             weights: dict[tuple[str, str], list[float]] = {}
             for number in range(n_worlds):
-                asked = ask(vectors, cold, about, known, number, **people)
+                asked = world_of(vectors, cold, about, known, number, **people)
                 for name in ("popularity", *MODELS):
                     model = fitted(name, vectors, chosen.get(name, {}), asked)
-                    for side, value in zip(("warm", "cold"), asked.shares(model), strict=True):
+                    for side, value in zip(("warm", "cold"), shares(model, asked), strict=True):
                         values.setdefault((name, side), []).append(value)
                     if name == "gated" and isinstance(model, MultimodalRecommender):
                         gate = model.gates()

@@ -120,7 +120,9 @@ class ImageTextTower(_Declared):
     batch_size: int = option(
         "pictures in a batch, all others of which are negatives", default=128, at_least=2
     )
-    epochs: int = option("passes over the pictures", default=40, at_least=1)
+    epochs: int = option(
+        "passes over the pictures; 0 is a control, which has learned nothing", default=40, at_least=0
+    )
     patience: int = option("looks at validation without improvement before it stops", default=3, at_least=1)
     seed: int = option("of everything random", default=0, at_least=0)
 
@@ -209,17 +211,19 @@ class ImageTextTower(_Declared):
             if validation is not None:
                 held = (validation[0].to(place), validation[1].to(place, torch.float32))
                 looked = Validation("mrr", lambda: self._reciprocal_rank(*held), 5, self.patience)
-            done = train(
-                self,
-                losses,
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                validation=looked,
-                max_seconds=max_seconds,
-                name=type(self).__name__,
-                progress=progress,
-            )
-        self.log, self.fit_seconds = done.log, time.perf_counter() - started
+            self.log = []
+            if self.epochs:
+                self.log = train(
+                    self,
+                    losses,
+                    epochs=self.epochs,
+                    learning_rate=self.learning_rate,
+                    validation=looked,
+                    max_seconds=max_seconds,
+                    name=type(self).__name__,
+                    progress=progress,
+                ).log
+        self.fit_seconds = time.perf_counter() - started
         return self.eval()
 
     def _see(self, images: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
 - ``log``: impressions; ``learners``: what learns from them;
 - ``loop``: show, click, log, retrain;
 - ``off_policy``: what another policy would have earned, from a log;
-- ``taste``: people whose true taste is about pictures, names, both or neither.
+- ``taste``: people whose true taste is about pictures, names, both or neither;
+- ``questions``: what of their choices is known, and what is asked.
 """
 
 from recsys_lib.simulation.learners import ClickRate, FromClicks, ImpressionFactors, InversePropensityRate
@@ -29,10 +30,12 @@ from recsys_lib.simulation.policies import (
     ThompsonSampling,
     UniformLists,
 )
+from recsys_lib.simulation.questions import Asked, ask, warm_and_cold
 from recsys_lib.simulation.taste import TasteWorld, TrueTaste
 from recsys_lib.simulation.world import World, looks
 
 __all__ = [
+    "Asked",
     "Boltzmann",
     "ClickRate",
     "EpsilonGreedy",
@@ -50,6 +53,7 @@ __all__ = [
     "TrueTaste",
     "UniformLists",
     "World",
+    "ask",
     "doubly_robust",
     "ips",
     "list_weights",
@@ -57,4 +61,5 @@ __all__ = [
     "naive",
     "replay",
     "snips",
+    "warm_and_cold",
 ]

@@ -25,7 +25,7 @@ def content() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 def test_a_world_is_cut_without_a_leak(content):
     vectors, cold = content
-    asked = benchmark.ask(vectors, cold, "both", 15, seed=0, n_people=30)
+    asked = benchmark.world_of(vectors, cold, "both", 15, seed=0, n_people=30)
     assert asked.known.user_counts().tolist() == [15] * 30
     assert asked.stop.user_counts().tolist() == [3] * 30
     assert asked.train.user_counts().tolist() == [12] * 30
@@ -36,27 +36,27 @@ def test_a_world_is_cut_without_a_leak(content):
     pairs = [set(zip(x.users.tolist(), x.items.tolist(), strict=True)) for x in (asked.known, asked.warm)]
     assert not pairs[0] & pairs[1]
     # What is asked does not depend on how much is known, and fewer known choices are a part of more.
-    fewer = benchmark.ask(vectors, cold, "both", 5, seed=0, n_people=30)
+    fewer = benchmark.world_of(vectors, cold, "both", 5, seed=0, n_people=30)
     assert torch.equal(fewer.warm.items, asked.warm.items)
     known = zip(fewer.known.users.tolist(), fewer.known.items.tolist(), strict=True)
     assert set(known) <= pairs[0]
     with pytest.raises(ValueError, match="fewer than 70"):
-        benchmark.ask(vectors, cold, "both", 70, seed=0, n_people=30)
+        benchmark.world_of(vectors, cold, "both", 70, seed=0, n_people=30)
 
 
 def test_the_truth_earns_all_of_the_best(content):
-    asked = benchmark.ask(*content, "looks", 15, seed=0, n_people=30)
-    assert asked.shares(asked.world.truth) == (1.0, 1.0)
+    asked = benchmark.world_of(*content, "looks", 15, seed=0, n_people=30)
+    assert benchmark.shares(asked.world.truth, asked) == (1.0, 1.0)
 
 
 def test_content_that_shows_the_truth_ranks_what_is_cold(content):
     vectors, _ = content
-    asked = benchmark.ask(*content, "looks", 15, seed=0, n_people=60)
+    asked = benchmark.world_of(*content, "looks", 15, seed=0, n_people=60)
     image, text = (
         benchmark.fitted(name, vectors, {"l2": 0.03}, asked).score(torch.arange(60))
         for name in ("image", "text")
     )
-    assert asked.shares(Given(image))[1] > asked.shares(Given(text))[1] + 0.25
+    assert benchmark.shares(Given(image), asked)[1] > benchmark.shares(Given(text), asked)[1] + 0.25
 
 
 class Given:
@@ -94,7 +94,7 @@ def test_what_needs_no_transformer_comes_out_as_recorded():
     recorded = vars(RecordedRun.read(RECORDED))["values"]
     table = pd.DataFrame(recorded["shares"]).set_index(["about", "known", "model", "side"])["worlds"]
     for about, name in (("looks", "pixels"), ("neither", "id"), ("both", "popularity")):
-        asked = benchmark.ask(vectors, cold, about, 5, seed=0)
+        asked = benchmark.world_of(vectors, cold, about, 5, seed=0)
         model = benchmark.fitted(name, vectors, recorded["chosen"].get(name, {}), asked)
-        for side, found in zip(("warm", "cold"), asked.shares(model), strict=True):
+        for side, found in zip(("warm", "cold"), benchmark.shares(model, asked), strict=True):
             assert found == pytest.approx(table[about, 5, name, side][0], rel=0.1), (about, name, side)
