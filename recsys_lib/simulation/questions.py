@@ -96,5 +96,5 @@ def ask(world: TasteWorld, cold: Tensor, known: int = 15, asked: int = 10) -> As
     warm = warm.flatten()  # (P E,)
     first, last = warm & (place < known), warm & (left < asked)
     stop = first & (place >= known - max(1, known // 5))
-    parts = (events[part] for part in (first, first & ~stop, stop, last, ~warm))
-    return Asked(world, *parts, cold.nonzero().squeeze(1))
+    known_of, train, stopping = events[first], events[first & ~stop], events[stop]
+    return Asked(world, known_of, train, stopping, events[last], events[~warm], cold.nonzero().squeeze(1))
