@@ -455,3 +455,13 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(ConnectionError, match="the hub cannot be reached"):
         encode_with_transformers("openai/clip-vit-base-patch32", drawn(1))
+
+
+def test_a_tower_without_training_is_the_one_that_training_begins_with() -> None:
+    images, texts = drawn(8), torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    options = {"patch_size": 4, "width": 12, "n_layers": 1, "n_heads": 3, "dim": 6, "batch_size": 8}
+    blank = ImageTextTower(epochs=0, **options).fit(images, texts, device="cpu", progress=False)
+    still = ImageTextTower(epochs=1, learning_rate=1e-12, **options)
+    still.fit(images, texts, device="cpu", progress=False)
+    assert blank.log == []
+    torch.testing.assert_close(blank.encode_images(images), still.encode_images(images))
