@@ -15,18 +15,22 @@ same scores:
 
 Lines and logistic regressions on the score are fitted on the validation part. Every objective gets the same
 grid of learning rates and penalties and the same looks at validation while it trains; for stars, clicks and
-lists the trial and the epoch are chosen apart, by RMSE, fitted log-loss and NDCG@10. The models are not
-refit. Values are means over the seeds, and intervals are over users: a bootstrap, for the coverage a
-jackknife.
+lists the trial and the epoch are chosen apart, by RMSE, fitted log-loss and NDCG@10. A choice that lies at an
+end is followed beyond it, for every objective by the same rule: the next rate or penalty outside the grid, or
+more epochs, ``BEYOND`` trials at most, until no neighbor on any side is better by ``LEAST``. The models are
+not refit on validation. Values are means over the seeds, and intervals are over users: a bootstrap, for the
+coverage a jackknife.
 
 Usage::
 
-    OMP_NUM_THREADS=1 python benchmarks/objectives.py [--seeds 3] [--record FILE]
+    OMP_NUM_THREADS=1 python benchmarks/objectives.py [--seeds 3] [--grid FILE] [--record FILE]
+
+``--grid`` takes what the grid chose from a record of the same grid, in place of searching it once more.
 """
 
 import argparse
-import copy
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,6 +62,10 @@ CODE = (
 RATES = (0.005, 0.03)
 PENALTIES = (0.0003, 0.002, 0.01, 0.06, 0.3, 1.5)
 EPOCHS, EVERY = 24, 4
+BEYOND = 24  # trials of an objective beyond the grid, at most
+LONGER, PATIENCE = 5, 3  # times the epochs of the grid; looks without anything better that end a trial there
+LEAST = 0.0005  # what is better beyond the grid is better by this much: a smaller step could go on for ever
+RATE_STEP, PENALTY_STEP = 3.0, 5.0  # from an end of the grid to the next value beyond it
 PER_CHOSEN = 8  # drawn films for each liked one
 N_BINS = 15
 # Each metric: whether more is better, and by what the trial is chosen.
@@ -189,12 +197,69 @@ class Watched(ObjectiveMF):
         return "watched", lambda: float(self.watch(self))
 
 
-def fit(
-    loss: str, events: Interactions, split: Split, watch: Callable[[Watched], float], **options: Any
-) -> None:
-    """Fits a model to its last epoch, with a look at every fourth."""
-    model = Watched(loss=loss, check_every=EVERY, patience=EPOCHS, watch=watch, **options)
-    model.fit(events, split.validation, device="cpu", progress=False)
+@dataclass
+class Search:
+    """What was tried for one objective, and what is best for each purpose so far."""
+
+    loss: str
+    events: Interactions
+    split: Split
+    validation: Part
+    tried: dict[tuple[float, float], int]  # rate and penalty: epochs offered
+    best: dict[str, dict[str, Any]]
+
+    def trial(self, rate: float, penalty: float, epochs: int, patience: int, least: float = 0.0) -> None:
+        """Fits a model with a look at validation after every fourth epoch; a gain is more than ``least``."""
+        own: dict[str, float] = {}
+        state = {"looks": 0, "gains": 0}
+
+        def watch(model: Watched) -> float:
+            """How often a look brought something better, so that a trial ends where nothing does."""
+            state["looks"] += 1
+            figures = looked_at(model, self.validation)
+            better = [name for name, figure in figures.items() if figure > own.get(name, -np.inf) + least]
+            state["gains"] += bool(better)
+            for name in better:
+                own[name] = figures[name]
+                if name not in self.best or figures[name] > self.best[name]["validation"] + least:
+                    self.best[name] = {
+                        "validation": figures[name],
+                        "learning_rate": rate,
+                        "l2": penalty,
+                        "epochs": min(EVERY * state["looks"], epochs),
+                    }
+            return float(state["gains"])
+
+        options = {"learning_rate": rate, "l2": penalty, "epochs": epochs, "seed": 0}
+        model = Watched(loss=self.loss, check_every=EVERY, patience=patience, watch=watch, **options)
+        model.fit(self.events, self.split.validation, device="cpu", progress=False)
+        self.tried[rate, penalty] = epochs
+
+    def open_ends(self, chosen: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        """Options of a choice without a neighbor on some side, with the trial that would be next."""
+        rate, penalty = chosen["learning_rate"], chosen["l2"]
+        rates = [r for r, p in self.tried if p == penalty]
+        penalties = [p for r, p in self.tried if r == rate]
+        found = {}
+        if rate in (min(rates), max(rates)):
+            step = RATE_STEP if rate == max(rates) else 1 / RATE_STEP
+            found["learning_rate"] = (round(rate * step, 8), penalty)
+        if penalty in (min(penalties), max(penalties)):
+            step = PENALTY_STEP if penalty == max(penalties) else 1 / PENALTY_STEP
+            found["l2"] = (rate, round(penalty * step, 8))
+        if chosen["epochs"] == self.tried[rate, penalty]:
+            found["epochs"] = (rate, penalty)
+        return found
+
+    def beyond(self, epochs: int) -> int:
+        """Follows choices beyond the ends at which they lie; returns the number of trials."""
+        for number in range(BEYOND):
+            ends = [end for chosen in self.best.values() for end in self.open_ends(chosen).values()]
+            todo = [end for end in ends if self.tried.get(end, 0) < LONGER * epochs]
+            if not todo:
+                return number
+            self.trial(*todo[0], LONGER * epochs, PATIENCE, LEAST)
+        return BEYOND
 
 
 def sums(model: ObjectiveMF, validation: Part, test: Part) -> dict[str, Any]:
@@ -291,52 +356,55 @@ def _interval(drawn: Tensor) -> dict[str, float]:
 
 
 def one_objective(
-    loss: str, events: Interactions, split: Split, parts: tuple[Part, Part], seeds: int, epochs: int
+    loss: str,
+    events: Interactions,
+    split: Split,
+    parts: tuple[Part, Part],
+    seeds: int,
+    epochs: int,
+    grid: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Chooses a trial and an epoch for each purpose; measures them with each seed."""
-    best: dict[str, Any] = {}
+    """Chooses a trial and an epoch for each purpose; measures them with each seed.
+
+    ``grid`` is what the grid chose for each purpose, if it was searched before.
+    """
+    search = Search(loss, events, split, parts[0], {}, {})
     for rate, penalty in itertools.product(RATES, PENALTIES):
-        looks = itertools.count(EVERY, EVERY)
-
-        def watch(model: Watched, rate: float = rate, penalty: float = penalty, looks: Any = looks) -> float:
-            epoch, figures = min(next(looks), epochs), looked_at(model, parts[0])
-            for purpose, figure in figures.items():
-                if purpose not in best or figure > best[purpose]["validation"]:
-                    best[purpose] = {
-                        "validation": figure,
-                        "learning_rate": rate,
-                        "l2": penalty,
-                        "epochs": epoch,
-                    }
-                    best[purpose]["state"] = copy.deepcopy(model.state_dict())
-            return figures["lists"]
-
-        fit(loss, events, split, watch, epochs=epochs, learning_rate=rate, l2=penalty, seed=0)
+        if grid is None:
+            search.trial(rate, penalty, epochs, epochs)
+        search.tried[rate, penalty] = epochs
+    names = ("validation", "learning_rate", "l2", "epochs")
+    if grid is not None:
+        search.best = {purpose: {name: grid[purpose][name] for name in names} for purpose in PURPOSES}
+    first = {purpose: dict(search.best[purpose]) for purpose in PURPOSES}
+    trials = search.beyond(epochs)
     measured: dict[str, list[Any]] = {}
     for seed in range(seeds):
         for purpose in PURPOSES:
-            chosen = best[purpose]
-            options = {name: chosen[name] for name in ("learning_rate", "l2", "epochs")}
-            model = ObjectiveMF(loss=loss, **options, seed=seed)
-            if seed:
-                model.fit(events, device="cpu", progress=False)
-            else:
-                model.fit(events[:1], device="cpu", progress=False)  # to be filled with what was found
-                model._restore(chosen["state"], "the search")
+            options = {name: search.best[purpose][name] for name in names[1:]}
+            model = ObjectiveMF(loss=loss, **options, seed=seed).fit(events, device="cpu", progress=False)
             own = sums(model, *parts)
             for name, (_, wanted) in METRICS.items():
                 if wanted == purpose and name in own:
                     measured.setdefault(name, []).append(own[name])
-    for chosen in best.values():
-        del chosen["state"]
-        chosen["validation"] = round(chosen["validation"], 5)
-        grids = (("learning_rate", RATES), ("l2", PENALTIES), ("epochs", range(EVERY, epochs + 1, EVERY)))
-        chosen["at_edge"] = [name for name, grid in grids if chosen[name] in (grid[0], grid[-1])]
+    best: dict[str, Any] = {}
+    for purpose in PURPOSES:
+        best[purpose] = search.best[purpose]
+        best[purpose]["at_edge"] = list(search.open_ends(best[purpose]))
+        best[purpose]["in_the_grid"] = first[purpose]
+        for one in (best[purpose], first[purpose]):
+            one["validation"] = round(one["validation"], 5)
+    best["trials_beyond"] = trials
     return best, measured
 
 
-def run(seeds: int, epochs: int = EPOCHS, data: MovieLens | None = None) -> dict[str, Any]:
-    """The whole measurement."""
+def run(
+    seeds: int,
+    epochs: int = EPOCHS,
+    data: MovieLens | None = None,
+    grid: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole measurement; ``grid`` is what the grid chose, if it was searched before, by objective."""
     data = data or load_movielens("100k")
     every = data.interactions
     liked = every.positives(4.0)
@@ -349,8 +417,9 @@ def run(seeds: int, epochs: int = EPOCHS, data: MovieLens | None = None) -> dict
     chosen, found = {}, {}
     for loss in (*OBJECTIVES, "stars"):
         events = rated if loss == "stars" else split.train
-        chosen[loss], found[loss] = one_objective(loss, events, split, parts, seeds, epochs)
-        print(loss, f"{time.process_time() - started:.0f} s", flush=True)
+        known = None if grid is None else grid[loss]
+        chosen[loss], found[loss] = one_objective(loss, events, split, parts, seeds, epochs, known)
+        print(loss, f"{time.process_time() - started:.0f} s", chosen[loss], flush=True)
     return {
         "inputs": {"ratings": data.sha256},
         "settings": {
@@ -358,6 +427,7 @@ def run(seeds: int, epochs: int = EPOCHS, data: MovieLens | None = None) -> dict
             "epochs": epochs,
             "learning_rates": list(RATES),
             "penalties": list(PENALTIES),
+            "beyond": {"trials": BEYOND, "epochs": LONGER * epochs, "patience": PATIENCE, "least": LEAST},
             "threads": torch.get_num_threads(),
         },
         "values": {
@@ -387,9 +457,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--grid", type=Path, help="a record of the same grid, to begin from its choices")
     parser.add_argument("--record", type=Path, help="a file for the results, as JSON")
     arguments = parser.parse_args()
-    found = run(arguments.seeds)
+    grid = None
+    if arguments.grid:
+        known = json.loads(arguments.grid.read_text("utf8"))["values"]["chosen"]
+        grid = {
+            loss: {name: uses[name].get("in_the_grid", uses[name]) for name in PURPOSES}
+            for loss, uses in known.items()
+        }
+    found = run(arguments.seeds, grid=grid)
     print(table(found))
     if arguments.record:
         write_run(

@@ -81,6 +81,7 @@ def test_parts_ask_of_what_comes_later(benchmark, movielens):
 def test_the_benchmark_measures_what_the_recorded_run_measured(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "RATES", (0.01,))
     monkeypatch.setattr(benchmark, "PENALTIES", (0.01,))
+    monkeypatch.setattr(benchmark, "BEYOND", 1)
     found, recorded = benchmark.run(seeds=1, epochs=4), RecordedRun.read(RECORDED)
     assert found["inputs"] == recorded.inputs
     assert found["settings"].keys() == recorded.settings.keys()
@@ -89,6 +90,33 @@ def test_the_benchmark_measures_what_the_recorded_run_measured(benchmark, monkey
         assert found["values"]["cells"][name].keys() == column.keys()
     assert "processor time" in benchmark.table(found)
     assert all(code_hash(name) for name in benchmark.CODE)
+
+
+def test_an_end_of_the_grid_is_followed_until_both_neighbors_are_worse(benchmark):
+    search = benchmark.Search("BPR", None, None, None, {}, {})
+    search.tried = {(0.005, 0.01): 24, (0.03, 0.01): 24, (0.03, 0.002): 24, (0.03, 0.06): 24}
+    chosen = {"learning_rate": 0.03, "l2": 0.01, "epochs": 24}
+    assert search.open_ends(chosen) == {"learning_rate": (0.09, 0.01), "epochs": (0.03, 0.01)}
+    search.best = dict.fromkeys(benchmark.PURPOSES, chosen)
+    asked = []
+
+    def trial(rate, penalty, epochs, patience, least):
+        asked.append((rate, penalty))
+        search.tried[rate, penalty] = epochs
+
+    search.trial = trial
+    assert search.beyond(24) == 2
+    assert asked == [(0.09, 0.01), (0.03, 0.01)]
+    assert search.open_ends(chosen) == {}  # more epochs were offered, and 24 stayed the best
+
+
+def test_every_recorded_choice_was_followed_beyond_the_grid(benchmark):
+    for uses in RecordedRun.read(RECORDED).values["chosen"].values():
+        for purpose in benchmark.PURPOSES:
+            first = uses[purpose]["in_the_grid"]
+            assert uses[purpose]["validation"] >= first["validation"]
+            assert uses[purpose]["at_edge"] == []
+        assert uses["trials_beyond"] < benchmark.BEYOND
 
 
 def test_every_recorded_cell_has_an_interval_and_each_metric_a_best(benchmark):
