@@ -224,7 +224,8 @@ class Quantized:
         rows = _double(_table(x))  # (M, d)
         if rows.shape[1] != len(self.scale):
             raise ValueError(f"x must be (N, {len(self.scale)}), got {tuple(x.shape)}")
-        codes = _codes(rows.to(self.center.device), self.center, self.scale, self.bits)
+        center, scale = self.center.to(rows.device), self.scale.to(rows.device)  # (d,)
+        codes = _codes(rows, center, scale, self.bits).to(self.center.device)
         return Quantized(codes, self.center, self.scale, self.bits)
 
 
@@ -251,8 +252,9 @@ def quantized(x: Tensor, bits: int = 8) -> Quantized:
     else:
         center = rows.mean(dim=0)  # (d,)
         scale = (rows - center).abs().mean(dim=0)  # (d,)
-    center, scale = (part.float().to(x.device) for part in (center, scale))
-    return Quantized(_codes(rows.to(x.device), center, scale, bits), center, scale, bits)
+    center, scale = center.float(), scale.float()  # (d,)
+    codes = _codes(rows, center, scale, bits)  # where the rows are: x's own device may have no float64
+    return Quantized(codes.to(x.device), center.to(x.device), scale.to(x.device), bits)
 
 
 def _codes(rows: Tensor, center: Tensor, scale: Tensor, bits: int) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from recsys_lib.quantization import (
     binary,
@@ -173,6 +174,26 @@ def test_each_dimension_has_its_own_scale():
     assert torch.equal(quantized(constant).vectors()[:, 0], constant[:, 0])
     outside = quantized(constant).encode(torch.tensor([[2.0, 99.0]]))
     assert float(outside.vectors()[0, 1]) == pytest.approx(3.0)
+
+
+class NoDoubleMoves(TorchFunctionMode):
+    """Refuses to move float64 to a named device: MPS has no such numbers."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.to and args[0].dtype == torch.float64:
+            assert not any(isinstance(x, (str, torch.device)) for x in (*args, *(kwargs or {}).values()))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bits", [8, 1])
+def test_what_is_computed_in_float64_stays_where_it_is(bits):
+    x = far(20, 5)
+    with NoDoubleMoves():
+        short = quantized(x, bits)
+        again = short.encode(x)
+    assert torch.equal(short.codes, again.codes)
+    with NoDoubleMoves(), pytest.raises(AssertionError):
+        x.double().to(x.device)
 
 
 def test_bits_by_hand():
