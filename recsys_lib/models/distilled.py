@@ -95,7 +95,8 @@ class DistilledTwoTower(TwoTower):
                 left_out = known_columns(examples.crow, examples.own, users, items)  # (B, B)
             told = self.objective(vectors, users, items, left_out, examples, generator)  # ()
             with torch.no_grad():
-                thinks = (teacher.scaled(teacher.history_side(*stretches)) @ known).softmax(1)  # (B, n_items)
+                read = teacher.history_side(*(x.to(teacher.device) for x in stretches))  # (B, D)
+                thinks = (teacher.scaled(read).to(self.device) @ known).softmax(1)  # (B, n_items)
             scores = self.scaled(vectors) @ self.scaled(self.item_side(everything)).mT  # (B, n_items)
             ours = (scores / self.temperature).log_softmax(dim=1)  # (B, n_items)
             gap = functional.kl_div(ours, thinks, reduction="batchmean")  # ()

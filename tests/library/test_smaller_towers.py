@@ -136,3 +136,21 @@ def test_teachers_that_do_not_fit_are_refused(events, teacher):
         fit(DistilledTwoTower, events, teacher=teacher, user_tower="id")
     with pytest.raises(ValueError, match="not attention"):
         fit(DistilledTwoTower, events, teacher=teacher, user_tower="history_attention")
+
+
+def test_a_teacher_on_another_device_reads_there(events):
+    read = []
+
+    class Elsewhere(TwoTower):
+        """Says that it is on a device on which nothing can be computed."""
+
+        device = property(lambda self: torch.device("meta"))
+
+        def history_side(self, *stretches):
+            read.extend(x.device.type for x in stretches)
+            return torch.zeros(len(stretches[1]), self.dim)
+
+    teacher = fit(TwoTower, events, epochs=1)
+    teacher.__class__ = Elsewhere
+    assert fit(DistilledTwoTower, events, teacher, dim=8, epochs=1).device.type == "cpu"
+    assert set(read) == {"meta"}
