@@ -280,7 +280,7 @@ def test_a_run_is_not_live_elsewhere(root: Path, when: Any) -> None:
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_every_committed_record_is_whole(path: Path) -> None:
     run = RecordedRun.read(path)
-    assert len(path.read_bytes()) < 200_000
+    assert len(path.read_bytes()) < 300_000  # the peers' holds every trial of every library's tuning
     command = run.command
     if command.startswith("make "):  # the target's recipe is what is run
         target = re.escape(command.removeprefix("make "))
