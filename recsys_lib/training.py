@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,8 @@ class Steps:
         total: steps of the whole run. With it the rate falls after the warm-up, in a straight line to zero
             (Devlin et al. 2019, "BERT", appendix A.2); without it the rate stays.
         checkpoints: for runs that may be killed.
+        own: the module takes its steps itself, while its losses are asked for. No optimizer is made, nothing
+            is differentiated, and none of the above can be asked for.
     """
 
     precision: str = "float32"
@@ -211,6 +213,15 @@ class Steps:
     warm_up: int = 0
     total: int | None = None
     checkpoints: Checkpoints | None = None
+    own: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what only an optimizer's steps can be asked for."""
+        if self.own and replace(self, own=False) != Steps():
+            raise ValueError(
+                "a module that takes its own steps has no precision, accumulation, clipping, "
+                "warm-up or checkpoints here; own=True stands alone"
+            )
 
     def rate(self, step: int) -> float:
         """The share of the learning rate that step ``step``, from 0, is taken with."""
@@ -235,7 +246,8 @@ class _Stepper:
         self.steps, self.device = steps, device
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.rates = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.Adam(groups, fused=device.type != "mps")
+        if not steps.own:
+            self.optimizer = torch.optim.Adam(groups, fused=device.type != "mps")
         self.scaler = torch.amp.GradScaler(device.type, enabled=steps.precision == "float16")
         self.taken = self.waiting = self.examples = 0  # steps; batches and their examples since the last
 
@@ -251,6 +263,8 @@ class _Stepper:
 
     def backward(self, loss: Tensor, n: int) -> None:
         """Adds the gradient of a batch's mean loss () over n examples, and steps when it is time to."""
+        if self.steps.own:
+            return
         if not self.waiting:
             self.optimizer.zero_grad(set_to_none=True)
         # Batches in a step may differ in size: summed over examples, and divided at the end.

@@ -1,24 +1,31 @@
 """BPR one positive at a time, as its paper has it, in a loop that numba compiles."""
 
 import math
-import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from recsys_lib.data import Interactions
 from recsys_lib.models.core.options import option, preset
 from recsys_lib.models.factorization import BPR, Positives
-from recsys_lib.training import EarlyStopping, Validation, batches, passes
+from recsys_lib.training import Steps, batches
 
 __all__ = ["CompiledBPR"]
 
 Rows = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class _Counted(Positives):
+    """Positives, and for each parameter one and the squares so far of each of its rows."""
+
+    sums: list[Rows]
 
 
 class CompiledBPR(BPR):
@@ -34,14 +41,13 @@ class CompiledBPR(BPR):
     moves less each time, and one that is rare still moves; with a rate for each number instead, an epoch took
     three times as long and led to the same place.
 
-    Every step reads what the one
-    before has written, so the loop runs on one core of the CPU, wherever the model lives; on other devices it
-    works on a copy, of which each epoch ends with one. A negative that is drawn twice for one positive takes
-    two steps.
+    Every step reads what the one before has written, so the loop runs on one core of the CPU, wherever the
+    model lives; on other devices it works on a copy, and each batch of positives ends with one. A negative
+    that is drawn twice for one positive takes two steps.
 
     Needs numba: ``pip install "recsys-lib[fast]"``; only ``fit`` does, a fitted model is loaded without. The
-    first ``fit`` on a machine compiles the loop, a second or two, and numba keeps it beside the
-    library or, where that cannot be written, in its own folder of the user.
+    first ``fit`` on a machine compiles the loop, a second or two, and numba keeps it beside the library or,
+    where that cannot be written, in its own folder of the user.
 
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, "BPR: Bayesian Personalized Ranking from
     Implicit Feedback", figure 4; Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods for Online Learning
@@ -57,88 +63,54 @@ class CompiledBPR(BPR):
     def _place(self, interactions: Interactions) -> torch.device:
         return torch.device("cpu")
 
-    @torch.no_grad()
-    def _train(
-        self, examples: Positives, generator: torch.Generator, look: Validation | None, progress: bool
-    ) -> None:
-        step_through = _compiled()
-        if self._start is not None:
-            if self._start.rates or self._start.frozen:
-                raise ValueError(
-                    "CompiledBPR moves all parts at one rate, so its start_from takes neither rates nor "
-                    "frozen; BPR takes both"
-                )
-            self._start.copy_into(self, self.n_items, self.item_ids)
-        name = type(self).__name__
-        if not len(examples.users):
-            warnings.warn(
-                f"{name}: there is nothing to learn from, so the parameters keep their first values; "
-                f"is there a user who does not have every item?",
-                stacklevel=2,
-            )
-            self.stopped_by = "nothing to learn"
-            return
-        sums = [torch.ones(len(x), dtype=x.dtype, device="cpu").numpy() for x in self.parameters()]
-        stopping = EarlyStopping(self.patience if look is None else look.patience)
-        began, looked = time.monotonic(), 0
-        self.log = []
-
-        def looks(epoch: int) -> bool:
-            """Looks at validation; True when training should stop."""
-            nonlocal looked
-            assert look is not None
-            looked = epoch
-            self.log[-1][look.name] = look.measure()
-            return stopping.step(self.log[-1][look.name], epoch, self)
-
-        self.stopped_by, epoch = "epochs", 0
-        for epoch in passes(self.epochs, name, max_seconds=self.max_seconds, progress=progress):
-            loss = self._epoch(step_through, examples, generator, sums)
-            self.log.append({"epoch": float(epoch), "loss": loss})
-            if not (math.isfinite(loss) and all(bool(x.isfinite().all()) for x in self.parameters())):
-                raise FloatingPointError(
-                    f"{name}: a parameter or the loss is not finite in epoch {epoch}: training has diverged; "
-                    f"lower learning_rate={self.learning_rate:g}"
-                )
-            if look is not None and (epoch == self.epochs or epoch % look.every == 0) and looks(epoch):
-                self.stopped_by = "patience"
-                break
-        if self.stopped_by == "epochs" and epoch < self.epochs:
-            over = self.max_seconds is not None and time.monotonic() - began > self.max_seconds
-            self.stopped_by = "time" if over else "interrupt"
-            if look is not None and looked != epoch:
-                looks(epoch)
-        self.best_epoch = epoch
-        if look is not None:
-            stopping.restore(self)
-            self.best_epoch = stopping.best_step
-
-    def _epoch(
+    def start_from(
         self,
-        step_through: Callable[..., float],
-        examples: Positives,
-        generator: torch.Generator,
-        sums: list[Rows],
-    ) -> float:
-        """A step for each positive, in a new order; returns the mean loss, with its penalty."""
+        other: nn.Module,
+        parts: Sequence[str] | Mapping[str, str],
+        *,
+        rates: Mapping[str, float] | None = None,
+        frozen: Iterable[str] | Mapping[str, int | None] | None = None,
+    ) -> Self:
+        """As ``TrainedRecommender.start_from`` has it, without rates and frozen parts.
+
+        Raises:
+            ValueError: rates or frozen parts are given.
+        """
+        if rates or frozen:
+            raise ValueError(
+                "CompiledBPR moves all parts at one rate, so its start_from takes neither rates nor frozen; "
+                "BPR takes both"
+            )
+        return super().start_from(other, parts)
+
+    def prepare(self, events: Interactions, generator: torch.Generator) -> Positives:
+        """As ``BPR`` does, once numba is found; each vector's sum of squares begins at one."""
+        _compiled()
+        found = super().prepare(events, generator)
+        sums = [torch.ones(len(x), dtype=x.dtype, device="cpu").numpy() for x in self.parameters()]
+        return _Counted(found.users, found.items, found.sampler, sums)
+
+    def steps(self, examples: Positives) -> Steps:
+        """They are taken in ``losses``."""
+        return Steps(own=True)
+
+    @torch.no_grad()
+    def losses(self, examples: Positives, generator: torch.Generator) -> Iterator[tuple[Tensor, int]]:
+        """Takes a step for each positive, in a new order; of each batch its mean loss, with the penalty."""
+        assert isinstance(examples, _Counted)
         parameters = list(self.parameters())
-        arrays = [x.detach().cpu().contiguous().numpy() for x in parameters]
-        real, total = arrays[0].dtype.type, 0.0
+        arrays = [x.detach().cpu().contiguous().numpy() for x in parameters]  # of a CPU the own memory
+        real = arrays[0].dtype.type
         rate, l2 = real(self.learning_rate), real(self.l2)
         for batch in batches(len(examples.users), self.batch_size, generator):
             users, items = examples.users[batch], examples.items[batch]  # (B,), (B,)
             others = examples.sampler.sample(users, self.n_negatives, generator)  # (B, K)
             pairs = torch.cat([items[:, None], others], dim=1)  # (B, 1 + K)
-            total += step_through(*arrays, *sums, users.cpu().numpy(), pairs.cpu().numpy(), rate, l2)
-            if self.negatives == "hard":  # which asks the model
-                self._take(arrays)
-        self._take(arrays)
-        return total / len(examples.users)
-
-    def _take(self, arrays: list[Rows]) -> None:
-        """Gives the model what the steps have made; nothing is moved where it shares their memory."""
-        for parameter, array in zip(self.parameters(), arrays, strict=True):
-            parameter.copy_(torch.from_numpy(array))
+            both = users.cpu().numpy(), pairs.cpu().numpy()
+            total = _compiled()(*arrays, *examples.sums, *both, rate, l2)
+            for parameter, array in zip(parameters, arrays, strict=True):
+                parameter.copy_(torch.from_numpy(array))
+            yield torch.tensor(total / len(batch), device=generator.device), len(batch)
 
 
 def one_by_one(

@@ -147,9 +147,9 @@ def test_it_starts_from_parts_but_at_one_rate(numba):
     second = CompiledBPR(dim=4, epochs=1, learning_rate=1e-12).start_from(first, ["item_factors"])
     second.fit(events(), device="cpu", progress=False)
     torch.testing.assert_close(second.item_factors, first.item_factors)
-    frozen = CompiledBPR(dim=4).start_from(first, ["item_factors"], frozen=["item_factors"])
-    with pytest.raises(ValueError, match="neither rates nor frozen"):
-        frozen.fit(events(), device="cpu", progress=False)
+    for refused in ({"frozen": ["item_factors"]}, {"rates": {"item_factors": 0.1}}):
+        with pytest.raises(ValueError, match="neither rates nor frozen"):
+            CompiledBPR(dim=4).start_from(first, ["item_factors"], **refused)
 
 
 def test_it_learns_what_bpr_learns(numba, movielens):

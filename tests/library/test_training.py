@@ -392,6 +392,28 @@ def test_plain_steps_are_those_without_steps():
         learn(plain, squares(plain, [24]), Steps(accumulate=0))
 
 
+def test_own_steps_are_left_to_the_module():
+    """A module that has moved by itself is watched, stopped and kept as any other, and not moved again."""
+    module = linear()
+
+    def losses(epoch, done):
+        with torch.no_grad():
+            module[0].weight += 1.0
+            yield torch.tensor(float(epoch)), 4
+
+    before = module[0].weight.clone()
+    looks = iter([1.0, 3.0, 2.0, 2.0])
+    watch = Validation("figure", lambda: next(looks), 1, 2)
+    options = {"epochs": 9, "learning_rate": 0.01, "validation": watch, "progress": False}
+    done = train(module, losses, steps=Steps(own=True), **options)
+    assert [entry["loss"] for entry in done.log] == [1.0, 2.0, 3.0, 4.0]
+    assert (done.best_epoch, done.stopped_by) == (2, "patience")
+    assert torch.equal(module[0].weight, before + 1 + 1)
+    for asked in ({"clip": 1.0}, {"accumulate": 2}, {"precision": "bfloat16"}, {"warm_up": 1}):
+        with pytest.raises(ValueError, match="own=True stands alone"):
+            Steps(own=True, **asked)
+
+
 # Runs that were killed.
 
 
