@@ -1,8 +1,9 @@
-"""What all tests share: one browser for a run."""
+"""What all tests share: one browser for a run, and Ctrl-C as in the foreground."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from book.browser import FLAGS, NAMES, browser_path
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# What a shell starts in the background ignores SIGINT, and so would what the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
