@@ -11,13 +11,14 @@ from recsys_lib.data.ragged import distinct_events, offsets, row_blocks, row_of_
 from recsys_lib.models.core.contract import Recommender
 from recsys_lib.models.core.histories import RecencyWeighted
 from recsys_lib.models.core.options import learned, option
-from recsys_lib.models.ease import _DENSE_IS_FASTER, _gram
+from recsys_lib.models.ease import _CACHED, _DENSE_IS_FASTER, _gram, _width
 from recsys_lib.progress import progress_bar
 
 __all__ = ["ItemKNN", "UserKNN"]
 
 _CELLS = 2**24  # of a dense block, 64 MB
 _EVENTS = 2**20  # of neighbors, looked up at once
+_COLUMNS = 32  # with fewer, a product with a sparse matrix may sum in another order
 
 
 class ItemKNN(RecencyWeighted):
@@ -54,22 +55,17 @@ class ItemKNN(RecencyWeighted):
 
     def _score_histories(self, crow: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         n_rows, n_items, device = len(crow) - 1, self.n_items, items.device
-        item = torch.arange(n_items, device=device).repeat_interleave(self.neighbors.shape[1])  # (I k,)
-        sparse = torch.sparse_coo_tensor(
-            torch.stack([item, self.neighbors.flatten()]),
-            self.similarities.flatten(),
-            (n_items, n_items),
-            check_invariants=False,
-        )
+        ends = torch.arange(n_items + 1, device=device) * self.neighbors.shape[1]  # (I + 1,)
+        near = _csr(ends, self.neighbors.flatten(), self.similarities.flatten(), n_items)  # (I, I)
         row = row_of_each(crow)  # (E,)
         scores = torch.empty(n_rows, n_items, device=device)  # (B, I)
-        step = max(1, _CELLS // n_items)
+        step = max(_COLUMNS, _width(2 * n_items, device))
         for start in range(0, n_rows, step):
             stop = min(start + step, n_rows)
             part = slice(int(crow[start]), int(crow[stop]))
-            profiles = torch.zeros(n_items, stop - start, device=device)  # (I, b)
+            profiles = torch.zeros(n_items, max(_COLUMNS, stop - start), device=device)  # (I, b)
             profiles[items[part], row[part] - start] = weights[part]
-            scores[start:stop] = torch.sparse.mm(sparse, profiles).mT  # (b, I)
+            scores[start:stop] = (near @ profiles)[:, : stop - start].mT  # (b, I)
         return scores
 
 
@@ -165,20 +161,20 @@ def _nearest(
     counts = torch.bincount(rows, minlength=n_rows).float()  # (R,)
     shared_by = _shared(rows, columns, n_rows, n_columns)
     size = max(1, _CELLS // (n_rows + n_columns))
+    part = max(1, _CACHED // (2 * n_rows)) if device.type == "cpu" else size
     kept = min(k, n_rows - 1)
     # Made once: many small results between large ones that are freed would leave the heap full of holes.
     neighbors = torch.empty(n_rows, kept, dtype=torch.int64, device=device)  # (R, k')
     similarities = torch.empty(n_rows, kept, device=device)  # (R, k')
     starts = range(0, n_rows, size)
     for start in progress_bar(starts, "neighbors", enabled=progress):
-        block = torch.arange(start, min(start + size, n_rows), device=device)  # (b,)
-        shared = shared_by(block)  # (b, R)
-        similarity = (counts[block][:, None] * counts).pow_(power / 2).add_(shrink)  # (b, R) denominators
-        torch.div(shared, similarity, out=similarity).masked_fill_(shared == 0, 0.0)
-        similarity[torch.arange(len(block), device=device), block] = -1.0  # never its own neighbor
-        del shared
-        neighbors[block] = _first_largest(similarity, kept)  # (b, k')
-        similarities[block] = similarity.gather(1, neighbors[block])  # (b, k')
+        many = torch.arange(start, min(start + size, n_rows), device=device)  # (B,)
+        for block, shared in zip(many.split(part), shared_by(many).split(part), strict=True):  # (b,), (b, R)
+            similarity = (counts[block][:, None] * counts).pow_(power / 2).add_(shrink)  # (b, R) denominators
+            torch.div(shared, similarity, out=similarity).masked_fill_(shared == 0, 0.0)
+            similarity[torch.arange(len(block), device=device), block] = -1.0  # never its own neighbor
+            neighbors[block] = _first_largest(similarity, kept)  # (b, k')
+            similarities[block] = similarity.gather(1, neighbors[block])  # (b, k')
     return neighbors, similarities
 
 
