@@ -556,7 +556,9 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
 
     The settings are those of the tuning. The one that was soonest at a level is trained again, to that number
     of epochs and no further, each library in turn and repeatedly; looks at validation are not in it, nor is
-    what happens once a process, such as compiling, which is reported apart.
+    what happens once a process: loading the library, reading the events into its own data set, and compiling
+    or what else only a first fit does. These are reported apart, and with them the whole of a process that
+    trains once.
     """
     train = write_events(bench.folder / "train.npz", split.train)
     shape = split.train.n_users, split.train.n_items
@@ -597,7 +599,9 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
             for number in range(n):
                 scores = array(folder / f"scores_{number}_0.npy", shape)
                 values.append(ndcg(scores, split.validation, split.train).metrics["ndcg@10"])
-            return {"fits": [one["fit"] for one in result["fits"]], "values": values}
+            fits = [one["fit"] for one in result["fits"]]
+            before = {"load_s": float(result["load_s"]), "prepare_s": float(result["prepare"]["cpu_s"])}
+            return {"fits": fits, "values": values, **before}
 
         library = bench.plan.libraries[contender.library]
         kept = bench.cell(f"levels/{contender.key}/{repeat}", library, job, judge, [train])
@@ -606,15 +610,17 @@ def bpr_to_levels(bench: Bench, split: Split, tuned: Mapping[str, Any]) -> list[
         an_epoch = kept["fits"][1]["cpu_s"] / fits[1]["epochs"]
         once = max(0.0, kept["fits"][0]["cpu_s"] - an_epoch)
         for number, level in enumerate(order, 1):
-            times.setdefault((contender.key, level), []).append(
-                {**kept["fits"][number], "once_s": once, "value": kept["values"][number]}
-            )
+            spent = kept["fits"][number]
+            parts = {"load_s": kept["load_s"], "prepare_s": kept["prepare_s"], "once_s": once}
+            whole = {"whole_s": sum(parts.values()) + spent["cpu_s"], "value": kept["values"][number]}
+            times.setdefault((contender.key, level), []).append({**spent, **parts, **whole})
         for level, look in levels.items():
             rows[contender.key, level] |= {"epochs": look["epochs"], "options": look["options"]}
     for key, of in times.items():
         if min(one["value"] for one in of) < key[1]:
             continue  # it fell short where it was trained again, so its time is not that of the level
-        rows[key] |= {"cpu_s": spread(of), "once_s": spread(of, "once_s"), "value": of[0]["value"]}
+        names = ("cpu_s", "load_s", "prepare_s", "once_s", "whole_s")
+        rows[key] |= {**{name: spread(of, name) for name in names}, "value": of[0]["value"]}
     return list(rows.values())
 
 

@@ -202,6 +202,7 @@ def run(
         packages: whose versions are reported.
         tasks: what the runner can do besides; from a job and the folder to what ``result.json`` holds.
     """
+    loaded = time.process_time()
     job = json.loads(Path(sys.argv[1]).read_text("utf8"))
     out = Path(job["out"])
     out.mkdir(parents=True, exist_ok=True)
@@ -210,6 +211,7 @@ def run(
     else:
         result = _fits(job, out, models, prepare)
     result["versions"] = {name: importlib.metadata.version(name) for name in packages}
+    result["load_s"] = loaded  # of the process until then: Python, and the library with all that it imports
     result["peak_mb"] = max(_before, peak_mb())
     part = out / "result.part"
     part.write_text(json.dumps(result), "utf8")
