@@ -10,7 +10,7 @@ Each model meets the sizes in rising order in a process of its own, one thread, 
 beyond its share of processor time or memory. Memory is the peak above what the process held with the data.
 Usage::
 
-    OMP_NUM_THREADS=1 python benchmarks/growth.py [--smoke] [--seconds 12] [--memory 8] [--record FILE]
+    OMP_NUM_THREADS=1 python -m benchmarks.growth [--smoke] [--seconds 12] [--memory 8] [--record FILE]
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.peers.shape import like_movielens
 from recsys_lib.chapter.runs import write_run
 from recsys_lib.models import ALS, BPR, EASE, ItemKNN, Popularity, Recommender, SASRec
 
-COMMAND = "OMP_NUM_THREADS=1 python benchmarks/growth.py --record book/recorded/growth.json"
+COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.growth --record book/recorded/growth.json"
 CODE = (
     *(f"benchmarks/growth.py::{name}" for name in ("MODELS", "SIZES", "Size", "measure", "power_law", "run")),
     "benchmarks/peers/shape.py",
@@ -196,10 +196,12 @@ def _child(
     model: str, against: str, seconds: float, memory: float, small: bool
 ) -> tuple[list[dict[str, Any]], str]:
     """The sizes that a model was fitted at, and why it went no further."""
-    command = [sys.executable, __file__, "--measure", model, "--against", against]
+    command = [sys.executable, "-m", "benchmarks.growth", "--measure", model, "--against", against]
     command += ["--seconds", str(seconds), "--memory", str(memory), *(["--smoke"] if small else [])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * seconds + 120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20 * seconds + 120, cwd=Path(__file__).parents[1]
+        )
     except subprocess.TimeoutExpired as error:
         said = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
         return _rows(said), "took too long"

@@ -18,7 +18,7 @@ what the process held, pages of files that the system keeps for it included. The
 searched as they are (``IndexShards``), which is how several machines would share them.
 Usage::
 
-    OMP_NUM_THREADS=1 python benchmarks/index_in_pieces.py [--pieces 20] [--size 500000] [--record FILE]
+    OMP_NUM_THREADS=1 python -m benchmarks.index_in_pieces [--pieces 20] [--size 500000] [--record FILE]
 """
 
 import argparse
@@ -41,7 +41,7 @@ from benchmarks.growth import forget_peak, peak_mb
 from recsys_lib.chapter.runs import write_run
 from recsys_lib.files import write_whole
 
-COMMAND = "OMP_NUM_THREADS=1 python benchmarks/index_in_pieces.py --record book/recorded/index_in_pieces.json"
+COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.index_in_pieces --record book/recorded/index_in_pieces.json"
 # What the values depend on.
 CODE = tuple(
     f"benchmarks/index_in_pieces.py::{name}"
