@@ -288,7 +288,11 @@ def test_every_committed_record_is_whole(path: Path) -> None:
         assert recipe is not None
         command = recipe[1]
     else:
-        script = next(word for word in command.split() if word.endswith(".py"))
+        words = command.split()
+        if "-m" in words:
+            script = words[words.index("-m") + 1].replace(".", "/") + ".py"
+        else:
+            script = next(word for word in words if word.endswith(".py"))
         assert (ROOT / script).is_file()
     assert f"--record book/recorded/{path.name}" in command
     assert run.date <= datetime.datetime.now(datetime.UTC).date().isoformat()
