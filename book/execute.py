@@ -66,6 +66,7 @@ class Layout:
         self.executed = root / "_build" / "executed" / "notebooks"
         self.results = root / "_build" / "results"
         self.scratch = root / "_build" / "scratch"
+        self.history = root / "book" / "history.json"
 
     def sources(self) -> list[Path]:
         """The committed notebooks, in the order of their names."""
@@ -558,7 +559,8 @@ def execute(
 def _to_run(paths: list[Path], layout: Layout, package: Package, force: bool, screen: Screen) -> list[Path]:
     """The notebooks to run, those that took longest first, so that none is left alone at the end.
 
-    What was never run goes first of all; among such, what has more cells.
+    What was never run here goes by the committed history. What is not known there either goes first of all;
+    among such, what has more cells.
     """
     todo = []
     for path in paths:
@@ -571,13 +573,26 @@ def _to_run(paths: list[Path], layout: Layout, package: Package, force: bool, sc
         screen.say(f"  to run   {path.stem}: {reason}")
         todo.append(path)
 
+    before = seconds_before(layout)
+
     def work(path: Path) -> tuple[float, int]:
         try:
             return float(read_notebook(layout.executed / path.name)["metadata"]["recsys_book"]["seconds"]), 0
         except (OSError, ValueError, KeyError, TypeError):
-            return float("inf"), len(read_notebook(path)["cells"])
+            return before.get(path.stem, float("inf")), len(read_notebook(path)["cells"])
 
     return sorted(todo, key=work, reverse=True)
+
+
+def seconds_before(layout: Layout) -> dict[str, float]:
+    """What each chapter took when the committed history last told of it: a hint, so damage is no error."""
+    try:
+        entries = json.loads(layout.history.read_text("utf8"))
+        return {
+            name: float(seconds) for entry in entries for name, seconds in entry["chapters_s"].items()
+        }  # of equal names the last one stays
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _run_all(runs: list[Run], package: Package, jobs: int, screen: Screen) -> list[str]:

@@ -28,7 +28,7 @@ from typing import Any
 from book.browser import FLAGS, browser_path
 from book.execute import ROOT, Layout, write
 
-HISTORY = Path("book") / "history.json"
+HISTORY = Layout(Path()).history
 # What is worth a look: a chapter or a build that takes so many times as long, a page so many times as heavy.
 SLOWER, HEAVIER = 1.5, 1.25
 

@@ -280,6 +280,20 @@ def test_the_longest_run_starts_first(book):
     assert [path.stem for path in todo] == ["04_d", "03_c", "02_b", "01_a", "99_all"]
 
 
+@pytest.mark.parametrize("damage", ["", "[", "[1]", '[{"chapters_s": {"01_a": "long"}}]', "{}"])
+def test_what_was_never_run_goes_by_the_history_of_the_book(tmp_path, damage):
+    for name, cells in (("01_a", 1), ("02_b", 2), ("03_c", 3)):
+        add(tmp_path, name, *["pass"] * cells)
+    layout = Layout(tmp_path)
+    entries = [{"chapters_s": {"01_a": 1.0, "02_b": 9.0}}, {"chapters_s": {"01_a": 90.0}}]
+    layout.history.parent.mkdir()
+    layout.history.write_text(damage or json.dumps(entries))
+    package = Package(execute.ROOT)
+    todo = execute._to_run(layout.sources(), layout, package, False, execute.Screen())
+    known, unknown = ["03_c", "01_a", "02_b"], ["03_c", "02_b", "01_a"]
+    assert [path.stem for path in todo] == (unknown if damage else known)
+
+
 def test_damage_is_mended_by_the_next_run(book):
     os.truncate(copy_of(book, "01_a"), 900)
     results_of(book, "02_b").write_text("{}")
