@@ -1,9 +1,9 @@
 """Run the library's tests and one chapter on this machine's accelerator, and record what came of it.
 
-``python -m book.gpu_check`` takes CUDA, else MPS. It runs the library's quick tests there, then the chapter
-that is the quickest to execute, in a folder of its own, so that the book's copies and results stay as they
-are. The outcome is in ``_build/gpu_check.json``, also where something failed, is not installed, or ran out of
-time.
+``python -m book.gpu_check`` takes CUDA, else MPS. It runs the library's quick tests of what works on any
+device there, side by side where pytest-xdist is installed. Then it runs the chapter that is the quickest to
+execute, in a folder of its own, so that the book's copies and results stay as they are. The outcome is in
+``_build/gpu_check.json``, also where something failed, is not installed, or ran out of time.
 
 The exit status is 0 if everything passed and 1 if not. It is 3 where there is no accelerator; then nothing is
 checked and nothing written. This repository need not be installed: ``PYTHONPATH=. python -m book.gpu_check``
@@ -27,13 +27,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from book.execute import ROOT, Layout, NotebookError, Run, code, needs, read_notebook, write
+from book.execute import ROOT, Layout, NotebookError, Run, code, needs, read_notebook, seconds_before, write
 
 PASSED, FAILED, NO_ACCELERATOR = 0, 1, 3
 LIMIT = 480.0  # seconds for everything
 TESTS_SHARE = 2 / 3  # of the time, so that tests which hang leave some to the chapter
 GRACE = 10.0  # seconds for what was ended to be gone; what hangs in a driver cannot be ended at all
 SLOWEST = 5  # so many tests are named with their seconds
+WORKERS = 8  # processes of tests at most; each holds half a gigabyte of a GPU before it has done anything
+OUT_OF_TIME = "ran out of time"
 REPORT = "GPU_CHECK_REPORT"  # the environment variable that tells pytest's process where to report
 
 # In a process of its own: a driver may hang, and this one would hold memory of the device all along.
@@ -118,19 +120,24 @@ def missing(*packages: str) -> str:
 # ----------------------------------------------------------------------------------------------------
 
 
-def run_tests(tests: Path, device: str, limit: float) -> dict[str, Any]:
-    """Run the tests that are not slow on a device.
+def run_tests(tests: Path, device: str, limit: float, workers: int | None = None) -> dict[str, Any]:
+    """Run the tests that are not slow and take the fixture ``device`` on that device.
 
     Args:
         tests: the folder of the tests.
         device: what they find in ``RECSYS_TEST_DEVICE``.
         limit: seconds; then pytest is ended, and what it had reported by then counts.
+        workers: processes that share the tests; by default as this machine's processors and plugins allow.
     """
     problem = missing("pytest")
     if problem:
         return summary([], problem)
     options = ["-q", "--tb=short", "-m", "not slow", "--continue-on-collection-errors"]
     plugins = ["-p", "no:cacheprovider", "-p", "book.gpu_check"]
+    if workers is None:
+        workers = 1 if missing("xdist") else min(os.cpu_count() or 1, WORKERS)
+    if workers > 1:
+        plugins += ["-n", str(workers)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.jsonl")
         report.touch()
@@ -138,7 +145,7 @@ def run_tests(tests: Path, device: str, limit: float) -> dict[str, Any]:
         status = _run(command, limit, RECSYS_TEST_DEVICE=device, **{REPORT: str(report)})
         notes = [json.loads(line) for line in report.read_text("utf8").splitlines()]
     if status is None:
-        problem = "ran out of time"
+        problem = OUT_OF_TIME
     elif status == 5:
         problem = "no test was found"
     elif status and not (status == 1 and any(note.get("outcome") == "failed" for note in notes)):
@@ -151,19 +158,22 @@ def summary(notes: Iterable[dict[str, Any]], problem: str) -> dict[str, Any]:
 
     Args:
         notes: in the order in which they were made.
-        problem: what went wrong with the run as a whole; empty if it came to its end. The test that was
-            running then is added.
+        problem: what went wrong with the run as a whole; empty if it came to its end. The tests that were
+            running then are added.
     """
     outcomes: dict[str, str] = {}
     errors: dict[str, str] = {}
     seconds: Counter[str] = Counter()
-    peak, under_way = None, ""
+    peaks: list[int] = []
+    under_way: dict[str, None] = {}  # a set that keeps its order
     for note in notes:
         if "peak" in note:
-            peak = note["peak"]
+            peaks.append(note["peak"])
             continue
         test, phase, outcome = note["test"], note["phase"], note["outcome"]
-        under_way = "" if phase == "teardown" else test
+        under_way.pop(test, None)
+        if phase != "teardown":
+            under_way[test] = None
         seconds[test] += note["seconds"]
         if outcome == "failed":
             errors.setdefault(test, note["error"])
@@ -171,12 +181,12 @@ def summary(notes: Iterable[dict[str, Any]], problem: str) -> dict[str, Any]:
             outcomes[test] = "failed" if test in errors else outcome
     counts = Counter(outcomes.values())
     return {
-        "problem": f"{problem} in {under_way}" if problem and under_way else problem,
+        "problem": f"{problem} in {', '.join(under_way)}" if problem and under_way else problem,
         "passed": counts["passed"],
         "failed": counts["failed"],
         "skipped": counts["skipped"],
         "seconds": round(sum(seconds.values()), 1),
-        "peak_device_memory_mb": peak,
+        "peak_device_memory_mb": max(peaks, default=None),
         "failures": [{"test": test, "error": error} for test, error in errors.items()],
         "slowest": [{"test": test, "seconds": round(took, 1)} for test, took in seconds.most_common(SLOWEST)],
     }
@@ -194,30 +204,49 @@ def _note(**what: Any) -> None:
 def _first_line(report: Any) -> str:
     """The first line of a failed report's error."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else report.longreprtext
+    plain = report.longrepr if isinstance(report.longrepr, str) else report.longreprtext
+    text = crash.message if crash else plain
     marked = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]
     return str([*marked, *text.strip().splitlines(), "no message"][0])[:500]
 
 
-def pytest_runtest_logstart(nodeid: str) -> None:
-    """Note the start of a test."""
-    _note(test=nodeid, phase="start", outcome="", seconds=0.0)
+class Notes:
+    """The hooks that note what the tests do."""
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note the start of a test."""
+        _note(test=nodeid, phase="start", outcome="", seconds=0.0)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Note the outcome of a test's set-up, call or teardown."""
+        error = _first_line(report) if report.failed else ""
+        took = report.duration
+        _note(test=report.nodeid, phase=report.when, outcome=report.outcome, seconds=took, error=error)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """Note a file of tests that cannot be imported; it counts as one failed test."""
+        if report.failed:
+            lost = {"outcome": "failed", "seconds": 0.0, "error": _first_line(report)}
+            _note(test=report.nodeid, phase="teardown", **lost)
 
 
-def pytest_runtest_logreport(report: Any) -> None:
-    """Note the outcome of a test's set-up, call or teardown."""
-    error = _first_line(report) if report.failed else ""
-    _note(test=report.nodeid, phase=report.when, outcome=report.outcome, seconds=report.duration, error=error)
+def pytest_configure(config: Any) -> None:
+    """Note what happens. Of several processes that which hands out the tests hears of each step, and does."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Notes())
 
 
-def pytest_collectreport(report: Any) -> None:
-    """Note a file of tests that cannot be imported; it counts as one failed test."""
-    if report.failed:
-        _note(test=report.nodeid, phase="teardown", outcome="failed", seconds=0.0, error=_first_line(report))
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Leave out the tests that run on the CPU wherever they run."""
+    kinds: dict[bool, list[Any]] = {True: [], False: []}
+    for item in items:
+        kinds["device" in item.fixturenames].append(item)
+    items[:] = kinds[True]
+    config.hook.pytest_deselected(items=kinds[False])
 
 
 def pytest_sessionfinish() -> None:
-    """Note the most memory that torch held on a CUDA device."""
+    """Note the most memory that this process's torch held on a CUDA device."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         _note(peak=round(torch.cuda.max_memory_allocated() / 1e6))
@@ -229,13 +258,15 @@ def pytest_sessionfinish() -> None:
 
 
 def quickest(layout: Layout) -> Path:
-    """The chapter that took the shortest time, or if none was executed the one with the fewest code cells.
+    """The chapter that took the shortest time, here or else when the book's history last told of it.
 
-    Of those that record results and read none: the others show nothing without them.
+    If none is known, the one with the fewest code cells. Of those that record results and read none: the
+    others show nothing without them.
 
     Raises:
         CheckError: there is no such chapter.
     """
+    before = seconds_before(layout)
 
     def work(path: Path) -> tuple[float, int]:
         cells = len(code(read_notebook(path)))
@@ -243,7 +274,7 @@ def quickest(layout: Layout) -> Path:
             made = read_notebook(layout.executed / path.name)["metadata"]["recsys_book"]
             return float(made["seconds"]), cells
         except (OSError, ValueError, KeyError, TypeError):
-            return float("inf"), cells
+            return before.get(path.stem, float("inf")), cells
 
     notebooks = {path: read_notebook(path) for path in layout.sources()}
     candidates = [
@@ -293,7 +324,7 @@ def run_chapter(source: Path, device: str, limit: float) -> dict[str, Any]:
             thread.join(limit)
             found["seconds"] = round(run.seconds, 1)
             if thread.is_alive():
-                found["problem"] = f"ran out of time in cell {run.cell} of {len(run.notebook['cells'])}"
+                found["problem"] = f"{OUT_OF_TIME} in cell {run.cell} of {len(run.notebook['cells'])}"
         finally:
             if thread.is_alive():
                 run.stop()
@@ -354,6 +385,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--limit", type=float, default=LIMIT, help="seconds for everything (default: %(default)g)"
     )
+    parser.add_argument(
+        "--workers", type=int, help=f"processes of tests (default: one for each processor, {WORKERS} at most)"
+    )
     parser.add_argument("--device", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--tests", type=Path, default=ROOT / "tests" / "library", help=argparse.SUPPRESS)
     parser.add_argument("--notebook", type=Path, help=argparse.SUPPRESS)
@@ -385,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
             return NO_ACCELERATOR
         device = record["device"]
         print(f"{device}: {record['device_name']}, torch {record['torch']}", flush=True)
-        record["tests"] = run_tests(options.tests, device, left() * TESTS_SHARE)
+        record["tests"] = run_tests(options.tests, device, left() * TESTS_SHARE, options.workers)
         notebook = options.notebook or quickest(Layout(ROOT))
         print(f"chapter: {notebook.stem}", flush=True)
         record["chapter"] = run_chapter(notebook, device, left())
@@ -413,6 +447,8 @@ def told(record: dict[str, Any]) -> list[str]:
         lines.append(f"tests: {counts}, {tests['seconds']:.0f} s")
         lines += [f"  FAILED {failure['test']}: {failure['error']}" for failure in tests["failures"]]
         lines += [f"  {tests['problem']}"] if tests["problem"] else []
+        if tests["problem"].startswith(OUT_OF_TIME):
+            lines.append(f"  more than {record['limit_s']:g} s are needed here; --limit gives it more")
     if chapter := record["chapter"]:
         lines.append(f"chapter {chapter['name']}: {chapter['problem'] or 'done'}, {chapter['seconds']:.0f} s")
     return [*lines, f"the check {'passed' if record['ok'] else 'FAILED'}"]

@@ -14,24 +14,38 @@ from book import gpu_check
 from book.execute import ROOT, Layout
 from book.gpu_check import _prepared, quickest, run_chapter, run_tests, summary, wrong_results
 
-GOOD = """
+FIXTURE = """
 import os
 import pytest
 
-def test_device():
-    assert os.environ["RECSYS_TEST_DEVICE"] == "cpu"
+@pytest.fixture
+def device():
+    return os.environ["RECSYS_TEST_DEVICE"]
+"""
+GOOD = """
+import pytest
 
-def test_skipped():
+@pytest.fixture
+def there(device):
+    return device
+
+def test_device(there):
+    assert there == "cpu"
+
+def test_skipped(device):
     pytest.skip("not today")
 
 @pytest.mark.slow
-def test_slow():
+def test_slow(device):
+    raise AssertionError
+
+def test_the_same_on_any_device():
     raise AssertionError
 """
 BAD = """
 import pytest
 
-def test_one():
+def test_one(device):
     assert 1 + 1 == 3, "arithmetic\\nand more"
 
 @pytest.fixture
@@ -39,7 +53,7 @@ def broken():
     yield
     raise OSError("left open")
 
-def test_two(broken):
+def test_two(device, broken):
     pass
 """
 RECORD = """
@@ -54,6 +68,7 @@ pathlib.Path("left_over.txt").write_text("")
 def tests(tmp_path):
     """A folder with one file of tests that pass."""
     (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "conftest.py").write_text(FIXTURE)
     (tmp_path / "tests" / "test_good.py").write_text(GOOD)
     return tmp_path / "tests"
 
@@ -155,7 +170,7 @@ def ended(pid):
 
 def test_tests_that_take_too_long_are_ended(tests):
     """With whatever they have started."""
-    start = "import pathlib, subprocess, sys, time\n\ndef test_sleep():\n"
+    start = "import pathlib, subprocess, sys, time\n\ndef test_sleep(device):\n"
     child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])"
     note = f"pathlib.Path({str(tests / 'pid')!r}).write_text(str({child}.pid))"
     (tests / "test_good.py").write_text(f"{start}    {note}\n    time.sleep(300)\n")
@@ -170,11 +185,30 @@ def test_tests_that_take_too_long_are_ended(tests):
     assert ended(int((tests / "pid").read_text()))
 
 
+CRASH = "import os\n\ndef test_crash(device):\n    os._exit(9)\n"
+
+
 def test_a_crash_names_the_test(tests):
-    (tests / "test_good.py").write_text("import os\n\ndef test_crash():\n    os._exit(9)\n")
-    found = run_tests(tests, "cpu", 120)
+    (tests / "test_good.py").write_text(CRASH)
+    found = run_tests(tests, "cpu", 120, workers=1)
     assert found["problem"].startswith("pytest ended with status 9 in ")
     assert found["problem"].endswith("test_good.py::test_crash")
+
+
+def test_with_workers_a_crash_is_a_test_that_failed(tests):
+    (tests / "test_worse.py").write_text(CRASH)
+    found = run_tests(tests, "cpu", 120, workers=2)
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
+    (failure,) = found["failures"]
+    assert failure["test"].endswith("test_worse.py::test_crash")
+    assert "crashed" in failure["error"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_test_is_counted_once(tests, workers):
+    (tests / "test_bad.py").write_text(BAD)
+    found = run_tests(tests, "cpu", 120, workers=workers)
+    assert [found[name] for name in ("problem", "passed", "failed", "skipped")] == ["", 1, 2, 1]
 
 
 def test_a_folder_without_tests_does_not_pass(tests):
@@ -248,6 +282,19 @@ def test_an_interruption_is_recorded(monkeypatch, tmp_path):
     assert (record["ok"], record["problem"]) == (False, "interrupted")
 
 
+def test_all_that_ran_when_the_time_ran_out_are_named():
+    notes = [note("a", "start", ""), note("b", "start", ""), note("a", "teardown"), note("c", "setup")]
+    assert summary(notes, "ran out of time")["problem"] == "ran out of time in b, c"
+
+
+def test_what_needs_more_time_says_how_to_give_it():
+    tests = summary([note("a", "setup")], "ran out of time")
+    record = {"problem": "", "limit_s": 480.0, "tests": tests, "chapter": None, "ok": False}
+    assert "  more than 480 s are needed here; --limit gives it more" in gpu_check.told(record)
+    tests["problem"] = "no test was found"
+    assert not any("--limit" in line for line in gpu_check.told(record))
+
+
 def test_the_quickest_chapter(tmp_path):
     layout = Layout(tmp_path)
     with pytest.raises(gpu_check.CheckError, match="no chapter"):
@@ -257,6 +304,11 @@ def test_the_quickest_chapter(tmp_path):
     add(tmp_path, "03_no_results")
     add(tmp_path, "99_all", "chapter.finish()", needs=["*"])
     # by its cells where none was executed, else by its time
+    assert quickest(layout).stem == "02_b"
+    layout.history.parent.mkdir()
+    layout.history.write_text('[{"chapters_s": {"01_a": 70.0, "02_b": 80.0}}]')
+    assert quickest(layout).stem == "01_a"
+    add(tmp_path, "02_b", "chapter.finish()", "2", seconds=60.0)
     assert quickest(layout).stem == "02_b"
     add(tmp_path, "01_a", "chapter.finish()", "2", "3", seconds=50.0)
     assert quickest(layout).stem == "01_a"
@@ -280,7 +332,7 @@ def test_what_had_passed_when_the_time_ran_out():
         note("c", "start", ""),
         note("c", "setup"),
     ]
-    found = summary([*notes, {"peak": 12}], "ran out of time")
+    found = summary([*notes, {"peak": 12}, {"peak": 10}], "ran out of time")
     assert found == {
         "problem": "ran out of time in c",
         "passed": 1,
