@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 JOBS ?= 2
+# Tests in two processes, each with a half of them in one piece, so that what a file's tests share is made once.
+# Which ends first takes from the other; else the runs of whole chapters, the last tests, would all fall to one.
+BESIDE := -n 2 --dist worksteal
 PORT ?= 8000
 API_PORT ?= 8001
 PIPELINE ?= _build/pipeline
@@ -67,10 +70,10 @@ serve-api: env ## serve the saved pipeline PIPELINE as recommendations over HTTP
 
 # Quick checks first, so that a mistake shows early; the last run covers every test there is, each of them once.
 test: lint collect notebook-tests book ## everything: checks, execution, build, all tests
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest $(BESIDE) tests
 
 unit: env ## the library's tests, but for the slowest; some minutes
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/library
+	$(BIN)/python -m pytest -q $(BESIDE) -m "not slow" tests/library
 
 # Status 3: there is no GPU, and the command has said so.
 gpu-check: env ## the library's quick tests and one chapter on this machine's GPU, if it has one

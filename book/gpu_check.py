@@ -137,7 +137,7 @@ def run_tests(tests: Path, device: str, limit: float, workers: int | None = None
     if workers is None:
         workers = 1 if missing("xdist") else min(os.cpu_count() or 1, WORKERS)
     if workers > 1:
-        plugins += ["-n", str(workers)]
+        plugins += ["-n", str(workers), "--dist", "worksteal"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.jsonl")
         report.touch()
