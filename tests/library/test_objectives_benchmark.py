@@ -82,6 +82,7 @@ def test_the_benchmark_measures_what_the_recorded_run_measured(benchmark, monkey
     monkeypatch.setattr(benchmark, "RATES", (0.01,))
     monkeypatch.setattr(benchmark, "PENALTIES", (0.01,))
     monkeypatch.setattr(benchmark, "BEYOND", 1)
+    monkeypatch.setattr(benchmark, "LONGER", 1)
     found, recorded = benchmark.run(seeds=1, epochs=4), RecordedRun.read(RECORDED)
     assert found["inputs"] == recorded.inputs
     assert found["settings"].keys() == recorded.settings.keys()
