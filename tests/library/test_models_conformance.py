@@ -1006,9 +1006,9 @@ def test_lists_in_the_callers_ids(case, fit, tmp_path):
     assert loaded.user_ids.equals(inter.user_ids)
     assert loaded.item_ids.equals(inter.item_ids)
     frame = loaded.recommend_frame(["C004", "C000"], k=3, exclude=inter)
-    # Where two scores are as good as equal, the device of the fit and that of the loaded model may differ.
-    items, _ = loaded.recommend(torch.tensor([4, 0]), 3, exclude=inter)
-    _, scores = model.recommend(torch.tensor([4, 0]), 3, exclude=inter)
+    items, scores = model.recommend(torch.tensor([4, 0]), 3, exclude=inter)
+    if loaded.device != model.device:  # scores that are as good as equal may come in another order there
+        items, _ = loaded.recommend(torch.tensor([4, 0]), 3, exclude=inter)
     assert frame["user_id"].tolist() == ["C004"] * 3 + ["C000"] * 3
     assert frame["rank"].tolist() == [1, 2, 3] * 2
     assert frame["item_id"].tolist() == [f"{i:03}" for i in items.flatten().tolist()]
